@@ -1,0 +1,81 @@
+"""What a behaviour is made of: labelled texts, prompts, harmless prose and triggering contexts."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+
+from surgery_lib.errors import UserError
+from surgery_lib.files import fingerprint
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Example:
+    """A labelled text; label 1 shows the behaviour that is to be lost, label 0 does not."""
+
+    text: str
+    label: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text for the model to continue, ready as it stands; `group` says what it is for."""
+
+    id: str
+    text: str
+    group: str
+
+
+@dataclass(frozen=True)
+class BehaviourData:
+    """All texts of one behaviour, by split (train, validation, test).
+
+    `examples` teach and test the probe, `prompts` measure the behaviour, `benign` are harmless
+    instructions, `clean` is harmless prose, `contexts` are texts that trigger the behaviour and go
+    on with something harmless.
+    """
+
+    name: str
+    examples: Mapping[str, list[Example]]
+    prompts: Mapping[str, list[Prompt]]
+    benign: Mapping[str, list[Prompt]] = field(default_factory=dict)
+    clean: Mapping[str, list[str]] = field(default_factory=dict)
+    contexts: Mapping[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def fingerprint(self) -> str:
+        """A 16-digit hash of every text and label."""
+        return fingerprint(asdict(self))
+
+    def check(self) -> None:
+        """UserError where a split's labels are missing or of one class, or splits share a text."""
+        for split, examples in self.examples.items():
+            labels = {example.label for example in examples}
+            if not labels <= {0, 1}:
+                raise UserError(
+                    f"{self.name}, {split}: labels are {sorted(labels)}; give 0 and 1 only"
+                )
+            if len(labels) < 2:
+                raise UserError(
+                    f"{self.name}, {split}: {len(examples)} labelled texts with "
+                    f"{len(labels)} of the two classes; give texts of both"
+                )
+        for kind, texts in self._texts().items():
+            owner: dict[str, str] = {}
+            for split, members in texts.items():
+                for text in members:
+                    if owner.setdefault(text, split) != split:
+                        raise UserError(
+                            f"{self.name}: a text of {kind} is in {owner[text]} and in {split} "
+                            f"({text[:40]!r}…); drop it from one of them"
+                        )
+
+    def _texts(self) -> dict[str, dict[str, list[str]]]:
+        """Kind -> split -> texts."""
+        return {
+            "examples": {s: [e.text for e in v] for s, v in self.examples.items()},
+            "prompts": {s: [p.text for p in v] for s, v in self.prompts.items()},
+            "benign": {s: [p.text for p in v] for s, v in self.benign.items()},
+            "clean": {s: list(v) for s, v in self.clean.items()},
+            "contexts": {s: list(v) for s, v in self.contexts.items()},
+        }
