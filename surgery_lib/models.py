@@ -145,7 +145,9 @@ def _check_finite(model: PreTrainedModel, name: str) -> None:
 def _placement(device: str) -> str | None:
     """The device map for `device`, None for the CPU; UserError where there is no such device."""
     if device == "auto":
-        return "auto" if torch.cuda.is_available() else None
+        if torch.cuda.is_available():
+            return "auto"
+        return "mps" if torch.backends.mps.is_available() else None
     try:
         kind = torch.device(device).type
     except RuntimeError as error:
