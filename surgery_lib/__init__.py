@@ -1,3 +1,3 @@
-"""Model surgery: find a behaviour's direction in a language model and edit it out of the weights."""
+"""Model surgery: find a behaviour's direction in a language model, edit it out of the weights."""
 
 __version__ = "0.1.0"

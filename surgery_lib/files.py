@@ -65,9 +65,19 @@ def plain(value: Any) -> Any:
     return value
 
 
+def dumps(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON text, keys in the order given."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False)
+
+
+def loads(text: str) -> Any:
+    """The value of a JSON text."""
+    return json.loads(text)
+
+
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, keys in the order given."""
-    write_text(path, json.dumps(plain(value), indent=1, ensure_ascii=False) + "\n")
+    write_text(path, dumps(value, indent=1) + "\n")
 
 
 def read_json(path: Path | str) -> Any:
@@ -90,7 +100,7 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object a line."""
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as handle:
         for row in rows:
-            handle.write(json.dumps(plain(row), ensure_ascii=False) + "\n")
+            handle.write(dumps(row) + "\n")
 
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
@@ -157,7 +167,7 @@ def sha256(path: Path | str) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A 16-digit hash of values, the same on every machine: bytes, tensors, or anything JSON knows."""
+    """A 16-digit hash of values, the same on every machine: bytes, tensors, what JSON knows."""
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):

@@ -1,0 +1,276 @@
+"""Linear probes of a behaviour on pooled hidden states (Model Surgery, section 3.1).
+
+Only the difference of the two rows of a softmax head is trained: their sum keeps its random start.
+So the direction is, by default, the normalised difference; `direction="paper"` keeps the undesired
+row as the authors' recipe leaves it, norm and all.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from surgery_lib import files
+from surgery_lib.errors import UserError
+
+Direction = Literal["difference", "paper"]
+
+# The authors' recipe (Table 14).
+PAPER_LEARNING_RATE = 1e-4
+PAPER_BATCH = 16
+PAPER_EPOCHS = 9
+# Shrinkage of the within-class covariance: without it, whitening prefers directions of least noise.
+LDA_SHRINKAGE = 0.1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A behaviour's direction at one layer.
+
+    `direction` (width,), float32, points towards the behaviour; surgery uses it. `classifier`
+    (width,) and `bias` decide: a score above zero says that the text shows the behaviour. The two
+    vectors are the same but for `direction="paper"`.
+    """
+
+    direction: Tensor
+    classifier: Tensor
+    bias: float
+    layer: int
+    estimator: str
+    behaviour: str = ""
+    pooling: str = "mean"
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Names the candidate in files and figures."""
+        return f"{self.estimator}@{self.layer}"
+
+    def score(self, states: Tensor) -> Tensor:
+        """Signed score of pooled states (texts, width): (texts,). UserError on another width."""
+        if states.shape[-1] != len(self.classifier):
+            raise UserError(
+                f"the probe is {len(self.classifier)} wide, the states {states.shape[-1]}; "
+                "use a probe trained on this model"
+            )
+        return states.float() @ self.classifier + self.bias
+
+
+def fit(
+    states: Tensor,
+    labels: Sequence[int] | Tensor,
+    *,
+    estimator: str = "softmax",
+    direction: Direction = "difference",
+    seed: int = 0,
+    layers: Sequence[int] | None = None,
+    behaviour: str = "",
+    pooling: str = "mean",
+) -> list[Probe]:
+    """Fit one probe a layer on pooled states (texts, layers, width) and labels (texts,).
+
+    Label 1 has the behaviour. Estimators: `softmax` (the paper's recipe), `logistic`,
+    `mean_difference`, `lda`. `layers` names the second axis of `states`; None counts from 0.
+
+    Raises UserError for an unknown estimator, labels other than 0 and 1, one class only, fewer
+    labels than texts, and `direction="paper"` for an estimator that has no two rows.
+    """
+    if estimator not in ESTIMATORS:
+        raise UserError(
+            f"estimator {estimator!r} is unknown; choose one of {', '.join(ESTIMATORS)}"
+        )
+    if direction == "paper" and estimator != "softmax":
+        raise UserError("direction 'paper' is a row of the softmax probe; set estimator to softmax")
+    y = checked_labels(labels, len(states))
+    numbers = list(range(states.shape[1])) if layers is None else list(layers)
+    solutions = ESTIMATORS[estimator](states.float(), y, seed)
+    probes = []
+    for layer, (rows, biases) in zip(numbers, solutions, strict=True):
+        difference, offset = rows[1] - rows[0], float(biases[1] - biases[0])
+        norm = float(difference.norm())
+        if not np.isfinite(norm) or norm == 0:
+            raise UserError(
+                f"layer {layer}: the two classes cannot be told apart; check the labels"
+            )
+        probes.append(
+            Probe(
+                direction=rows[1].clone() if direction == "paper" else difference / norm,
+                classifier=difference / norm,
+                bias=offset / norm,
+                layer=layer,
+                estimator=estimator,
+                behaviour=behaviour,
+                pooling=pooling,
+            )
+        )
+    return probes
+
+
+def measure(probe: Probe, states: Tensor, labels: Sequence[int] | Tensor) -> dict[str, float]:
+    """Accuracy at the probe's own threshold, ROC AUC, and n, on states (texts, width)."""
+    y = checked_labels(labels, len(states)).numpy()
+    scores = probe.score(states).numpy()
+    return {
+        "accuracy": float(((scores > 0) == (y == 1)).mean()),
+        "auc": float(roc_auc_score(y, scores)),
+        "n": len(y),
+    }
+
+
+def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:
+    """Labels as (count,) int64. UserError where they are not 0 and 1, both of them, one a text."""
+    y = torch.as_tensor(labels).long().flatten()
+    if len(y) != count:
+        raise UserError(f"there are {count} texts but {len(y)} labels; give one label a text")
+    found = sorted(set(y.tolist()))
+    if found != [0, 1]:
+        raise UserError(
+            f"a probe needs texts with the behaviour (label 1) and without (label 0); "
+            f"the labels found are {found or 'none'}"
+        )
+    return y
+
+
+def save(path: Path | str, probes: Sequence[Probe]) -> None:
+    """Write probes as one safetensors file; what is no tensor goes into its header."""
+    tensors: dict[str, Tensor] = {}
+    header: dict[str, str] = {}
+    for probe in probes:
+        tensors[f"{probe.name}.direction"] = probe.direction
+        tensors[f"{probe.name}.classifier"] = probe.classifier
+        about = {
+            "bias": probe.bias,
+            "layer": probe.layer,
+            "estimator": probe.estimator,
+            "behaviour": probe.behaviour,
+            "pooling": probe.pooling,
+            "metrics": dict(probe.metrics),
+        }
+        header[probe.name] = files.dumps(about)
+    files.write_tensors(path, tensors, header)
+
+
+def load(path: Path | str) -> dict[str, Probe]:
+    """Read the probes of a file, by name."""
+    tensors = files.read_tensors(path)
+    probes = {}
+    for name, about in files.read_metadata(path).items():
+        probes[name] = Probe(
+            direction=tensors[f"{name}.direction"],
+            classifier=tensors[f"{name}.classifier"],
+            **files.loads(about),
+        )
+    return probes
+
+
+def import_authors(path: Path | str, *, layer: int, direction: Direction = "paper") -> Probe:
+    """Read a probe as the paper's authors publish it: `mlp.weight` (2, width) and `mlp.bias` (2,).
+
+    The second row is the undesired class. Nothing but tensors is unpickled. UserError where the
+    file is not of that form.
+    """
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        weight, bias = loaded["mlp.weight"].float(), loaded["mlp.bias"].float()
+    except FileNotFoundError as error:
+        raise UserError(f"{path} does not exist; check the path") from error
+    except Exception as error:
+        raise UserError(
+            f"{path} is not a probe in the authors' form: tensors mlp.weight and mlp.bias"
+        ) from error
+    if weight.dim() != 2 or len(weight) != 2:
+        raise UserError(f"{path}: mlp.weight has shape {tuple(weight.shape)}, expected (2, width)")
+    difference = weight[1] - weight[0]
+    norm = float(difference.norm())
+    return Probe(
+        direction=weight[1] if direction == "paper" else difference / norm,
+        classifier=difference / norm,
+        bias=float(bias[1] - bias[0]) / norm,
+        layer=layer,
+        estimator="softmax",
+        behaviour="toxicity",
+    )
+
+
+# Two rows and two biases, as of a softmax head: (2, width) and (2,).
+Solution = tuple[Tensor, Tensor]
+
+
+def _softmax(states: Tensor, y: Tensor, seed: int) -> list[Solution]:
+    """The paper's recipe, for all layers side by side: each sees the same batches in order."""
+    generator = torch.Generator().manual_seed(seed)
+    count, layers, width = states.shape
+    bound = width**-0.5  # nn.Linear's own start
+    weight = torch.empty(layers, width, 2).uniform_(-bound, bound, generator=generator)
+    bias = torch.empty(layers, 1, 2).uniform_(-bound, bound, generator=generator)
+    weight.requires_grad_(), bias.requires_grad_()
+    optimizer = torch.optim.Adam([weight, bias], lr=PAPER_LEARNING_RATE)
+    by_layer = states.transpose(0, 1).contiguous()
+    for _ in range(PAPER_EPOCHS):
+        for chosen in torch.randperm(count, generator=generator).split(PAPER_BATCH):
+            logits = torch.baddbmm(bias, by_layer[:, chosen], weight)
+            targets = y[chosen].expand(layers, -1)
+            loss = torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), targets.flatten(), reduction="sum"
+            ) / len(chosen)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    rows = weight.detach().transpose(1, 2)
+    return [(rows[layer].contiguous(), bias.detach()[layer, 0]) for layer in range(layers)]
+
+
+def _one_row(direction: np.ndarray | Tensor, bias: float) -> Solution:
+    row = torch.as_tensor(direction, dtype=torch.float32).flatten()
+    return torch.stack([torch.zeros_like(row), row]), torch.tensor([0.0, bias])
+
+
+def _mean_difference(states: Tensor, y: Tensor, seed: int) -> list[Solution]:
+    exact = states.double()  # means of many near-equal vectors: cancellation costs float32 digits
+    present, absent = exact[y == 1].mean(0), exact[y == 0].mean(0)
+    differences = present - absent
+    return [
+        _one_row(differences[layer], -float(differences[layer] @ (present + absent)[layer] / 2))
+        for layer in range(states.shape[1])
+    ]
+
+
+def _sklearn(make: Callable[[], Any]) -> Callable[[Tensor, Tensor, int], list[Solution]]:
+    def solve(states: Tensor, y: Tensor, seed: int) -> list[Solution]:
+        solutions = []
+        for layer in range(states.shape[1]):
+            model = make_pipeline(StandardScaler(), make())
+            model.fit(states[:, layer].double().numpy(), y.numpy())
+            scaler, linear = model[0], model[1]
+            raw = linear.coef_[0] / scaler.scale_  # back from standardised to raw coordinates
+            solutions.append(_one_row(raw, float(linear.intercept_[0] - raw @ scaler.mean_)))
+        return solutions
+
+    return solve
+
+
+def _lda(states: Tensor, y: Tensor, seed: int) -> list[Solution]:
+    solutions = []
+    for layer in range(states.shape[1]):
+        # Not standardised: shrinkage towards the identity is what keeps large-variance axes large.
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=LDA_SHRINKAGE)
+        model.fit(states[:, layer].double().numpy(), y.numpy())
+        solutions.append(_one_row(model.coef_[0], float(model.intercept_[0])))
+    return solutions
+
+
+ESTIMATORS: dict[str, Callable[[Tensor, Tensor, int], list[Solution]]] = {
+    "softmax": _softmax,
+    "logistic": _sklearn(lambda: LogisticRegression(max_iter=1000)),
+    "mean_difference": _mean_difference,
+    "lda": _lda,
+}
