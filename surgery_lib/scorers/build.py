@@ -1,0 +1,52 @@
+"""From a profile's description of a scorer to the scorer."""
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel
+
+from surgery_lib.errors import UserError
+from surgery_lib.scorers.base import Named
+
+# kind → module, class, and the fields of the description that the class takes
+KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "classifier": (
+        "surgery_lib.scorers.classifier",
+        "ClassifierScorer",
+        ("id", "label", "revision"),
+    ),
+    "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", ()),
+    "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", ()),
+    "judge": ("surgery_lib.scorers.judge", "JudgeScorer", ()),
+    "patient": ("surgery_lib.patient.scorer", "PatientScorer", ()),
+}
+FIELDS = {"kind", "name", "id", "label", "revision", "threshold", "invert", "options"}
+
+
+def build(spec: Mapping[str, Any] | BaseModel) -> Named:
+    """The scorer that `spec` describes.
+
+    `spec` is a profile's scorer section or a mapping of the same fields; `options` go to the
+    scorer's class. Fields left out keep the class's defaults. UserError names an unknown kind,
+    field or option.
+    """
+    given = dict(spec.model_dump() if isinstance(spec, BaseModel) else spec)
+    kind = given.get("kind")
+    if kind not in KINDS:
+        raise UserError(f"unknown scorer {kind!r}; use one of {', '.join(KINDS)}")
+    # Outside the known fields everything is an option: {"kind": "patient", "what": "toxicity"}.
+    options = {key: given.pop(key) for key in list(given) if key not in FIELDS}
+    options |= given.get("options") or {}
+    module, family, fields = KINDS[kind]
+    options |= {key: given[key] for key in fields if given.get(key) not in (None, "")}
+    try:
+        inner = getattr(importlib.import_module(module), family)(**options)
+    except TypeError as error:
+        raise UserError(f"scorer {kind}: {error}; correct its options in the profile") from error
+    return Named(
+        name=given.get("name") or kind,
+        inner=inner,
+        threshold=float(given.get("threshold", 0.5)),
+        invert=bool(given.get("invert", False)),
+    )
