@@ -1,0 +1,125 @@
+"""What every method of the comparison satisfies, so that one loop serves them all.
+
+    fitted = baseline.fit(model, tokenizer, data, seed=0)
+    with fitted.applied(model, strength=1.0, layer=0.5) as changed:
+        ...  # generate with `changed`, read its logits: every measurement is taken on it
+
+Weight edits and hooks change the model inside the `with` block. So do decoding methods: a hook on
+the model's output turns its logits into those that the method samples from, in `generate` as in a
+plain forward pass, so that damage is measured on what the method really does. Strength counts
+alike everywhere: 0 changes nothing, more means less of the behaviour.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from surgery_lib.errors import UserError
+
+Kind = Literal["weights", "hook", "decoding", "tokens"]
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What a method may learn from: the training split, the same for every method.
+
+    `labels` are 1 where the text shows the behaviour. `prompts` are training prompts that trigger
+    it and `benign` ones that do not, ready for the model (a chat template already applied).
+    """
+
+    texts: Sequence[str]
+    labels: Sequence[int]
+    prompts: Sequence[str] = ()
+    benign: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.texts) != len(self.labels):
+            raise UserError(
+                f"there are {len(self.texts)} texts but {len(self.labels)} labels; "
+                "give one label a text"
+            )
+        if set(self.labels) != {0, 1}:
+            raise UserError("labels must be 0 and 1, with texts of both; check the labels")
+
+    def of(self, label: int) -> list[str]:
+        """The texts of one label, in order."""
+        return [text for text, own in zip(self.texts, self.labels, strict=True) if own == label]
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One setting that the search may turn: a range from `low` to `high`, or `choices`.
+
+    Layers are given as a fraction of the depth, so that one range serves models of any depth.
+    """
+
+    default: Any
+    low: float | None = None
+    high: float | None = None
+    log: bool = False
+    choices: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        if bool(self.choices) == (self.low is not None and self.high is not None):
+            raise UserError("a knob has either choices, or low and high; give one of the two")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a method costs, at given knobs. Peak memory and seconds are measured, not declared.
+
+    `labels`: labelled texts and prompts read. `forward_tokens`, `backward_tokens`: for fitting.
+    `extra_forwards`: forward passes for each generated token beside the model's own, in tokens.
+    `parameters`: numbers of the model that differ, or numbers that are added to it.
+    `ordinary_checkpoint`: the result can be saved and served as a model of the same architecture.
+    """
+
+    labels: int
+    forward_tokens: int
+    backward_tokens: int = 0
+    extra_forwards: float = 0.0
+    parameters: int = 0
+    needs_gradients: bool = False
+    ordinary_checkpoint: bool = True
+
+
+class Fitted(Protocol):
+    """A method fitted to one model and one behaviour. It belongs to the model it was fitted on."""
+
+    def applied(self, model: Any, strength: float, **knobs: Any) -> AbstractContextManager[Any]:
+        """The model to use inside the `with` block; most often the same object, changed.
+
+        After the block every bit of the model is as it was. Knobs not given take their default.
+        """
+        ...
+
+    def cost(self, **knobs: Any) -> Cost:
+        """What fitting took and what applying takes at these knobs."""
+        ...
+
+
+class Baseline(Protocol):
+    """A method before it has seen a model. `knobs` always has "strength"."""
+
+    name: str
+    kind: Kind
+    knobs: Mapping[str, Knob]
+
+    def fit(
+        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+    ) -> Fitted:
+        """Learn from the data, leaving the model as it is. `fixed`: settings of the training."""
+        ...
+
+
+def strength_knob(default: float, high: float, low: float | None = None) -> Knob:
+    """A strength on a logarithmic range, 1/50 of the highest at the lowest where not given."""
+    return Knob(default, low=high / 50 if low is None else low, high=high, log=True)
+
+
+def count_tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int = 100) -> int:
+    """Tokens of the texts, each cut after `max_tokens`."""
+    if not texts:
+        return 0
+    return sum(min(len(ids), max_tokens) for ids in tokenizer(list(texts))["input_ids"])
