@@ -1,0 +1,1 @@
+"""Measuring a behaviour, and everything that a surgery should have left alone."""
