@@ -19,13 +19,15 @@ from surgery_lib.errors import UserError
 
 Pooling = Literal["mean", "last"]
 
+MAX_TOKENS = 100  # of a text, as in the paper's recipe
+
 
 def n_layers(model: nn.Module) -> int:
     """How many `hidden_states` there are: the embeddings, and one after every block."""
     return len(layout.blocks(model)) + 1
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def pooled_states(
     model: nn.Module,
     tokenizer: Any,
@@ -33,7 +35,7 @@ def pooled_states(
     *,
     layers: Sequence[int] | None = None,
     pooling: Pooling = "mean",
-    max_tokens: int = 100,
+    max_tokens: int = MAX_TOKENS,
     tokens_per_batch: int = 4096,
     progress: bool = True,
 ) -> Tensor:
@@ -79,15 +81,16 @@ def pooled_states(
 def cached_states(
     cache: Path | str | None, model: nn.Module, tokenizer: Any, texts: Sequence[str], **options: Any
 ) -> Tensor:
-    """`pooled_states`, kept under `cache` by a hash of model, texts and options.
+    """`pooled_states`, kept under `cache` by a hash of model, tokens and options.
 
     A damaged cache file is made again; `cache=None` computes without keeping.
     """
     if cache is None:
         return pooled_states(model, tokenizer, texts, **options)
     settings = {name: value for name, value in options.items() if name != "progress"}
-    vocabulary = sorted(tokenizer.get_vocab().items())
-    key = files.fingerprint(model_hash(model), vocabulary, list(texts), settings)
+    # Tokens, not texts: two tokenizers of one vocabulary may begin a text differently.
+    token_ids = tokenize(model, tokenizer, texts, options.get("max_tokens", MAX_TOKENS))
+    key = files.fingerprint(model_hash(model), token_ids, settings)
     path = Path(cache) / f"states-{key}.safetensors"
     if path.is_file():
         try:

@@ -44,17 +44,12 @@ class Place:
 
 @dataclass(frozen=True)
 class Mlp:
-    """One way in which a block holds its MLP: the three matrices (`up` is None where none gates).
-
-    `disk` names the gate matrix in the checkpoint's files where that differs from memory:
-    transformers fuses experts when it loads them.
-    """
+    """One way in which a block holds its MLP: the three matrices (`up` is None where none gates)."""
 
     name: str
     gate: Place
     up: Place | None
     down: Place
-    disk: tuple[Place, ...] = ()
 
 
 def _gated(prefix: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")) -> Mlp:
@@ -63,6 +58,8 @@ def _gated(prefix: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "
 
 
 # A block may hold several of these (a dense MLP, shared experts, experts): all are read, in order.
+# Files are read by the same table as memory. Transformers 5 fuses the experts of Mixtral, Qwen3-MoE
+# and others while it loads them, so these have two lines: fused in memory, one by one on disk.
 MLPS: tuple[Mlp, ...] = (
     _gated("mlp"),  # Llama, Mistral, Qwen2, Qwen3, Gemma, OLMo
     Mlp(  # Phi-3, GLM-4
@@ -73,18 +70,14 @@ MLPS: tuple[Mlp, ...] = (
     ),
     _gated("mlp.shared_expert"),  # Qwen2-MoE
     _gated("mlp.shared_experts"),  # DeepSeek
-    Mlp(  # Mixtral, Qwen3-MoE and other mixtures since transformers 5
+    Mlp(  # Mixtral, Qwen3-MoE and other mixtures in memory, since transformers 5
         "mlp.experts.gate_up_proj",
         gate=Place("mlp.experts.gate_up_proj", part=(0, 2), stacked=True),
         up=Place("mlp.experts.gate_up_proj", part=(1, 2), stacked=True),
         down=Place("mlp.experts.down_proj", stacked=True, writes=True),
-        disk=(
-            Place("block_sparse_moe.experts.{expert}.w1.weight"),
-            Place("mlp.experts.{expert}.gate_proj.weight"),
-        ),
     ),
-    _gated("mlp.experts.{expert}"),
-    _gated("block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),
+    _gated("mlp.experts.{expert}"),  # Qwen3-MoE and others on disk
+    _gated("block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),  # Mixtral on disk
     Mlp(  # GPT-2
         "mlp.c_fc.weight",
         gate=Place("mlp.c_fc.weight", transposed=True),
@@ -118,13 +111,14 @@ class Rows:
     """The rows of one matrix of one block (or one expert).
 
     `weight` is a (rows, width) view of the parameter: what is written to it is written to the
-    model. `parameter` is the name in the model's state dict.
+    model. `parameter` is the name in the model's state dict, `place` how the rows lie in it.
     """
 
     block: int
     expert: int | None
     parameter: str
     weight: Tensor
+    place: Place
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -148,14 +142,15 @@ def hidden_width(model: nn.Module) -> int:
     return int(getattr(text_config, "hidden_size", 0) or embeddings.weight.shape[1])
 
 
-def weight_rows(model: nn.Module, matrix: str = "gate") -> list[Rows]:
+def weight_rows(model: nn.Module, matrix: str = "gate", *, editable: bool = True) -> list[Rows]:
     """All rows of one kind of matrix, in global order: by block, then by expert.
+
+    `editable=False` accepts weights that are not in memory, for their shapes and names.
 
     Raises UserError for an unknown matrix, for an architecture that the table does not hold
     (naming what was looked for), and for weights that are quantized or not in memory.
     """
-    if matrix not in MATRICES:
-        raise UserError(f"matrix {matrix!r} is unknown; choose one of {', '.join(MATRICES)}")
+    check_matrix(matrix)
     width = hidden_width(model)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     found: list[Rows] = []
@@ -166,6 +161,8 @@ def weight_rows(model: nn.Module, matrix: str = "gate") -> list[Rows]:
                 parameter = block.get_parameter(path)
                 name = names.get(id(parameter), path)
                 _check_editable(name, parameter)
+                if place.stacked:
+                    _check_stacking(name, block.get_submodule(path.rpartition(".")[0]))
                 found.extend(
                     Rows(index, expert if not place.stacked else stacked, name, view)
                     for stacked, view in enumerate(place_views(place, parameter.data, width, name))
@@ -180,7 +177,7 @@ def mlp_of(block: nn.Module) -> Mlp:
     for mlp in MLPS:
         if next(mlp.gate.expert_paths(block), None) is not None:
             return mlp
-    raise UserError(f"{type(block).__name__}: no MLP found (looked for {_looked_for('gate')})")
+    raise UserError(f"{type(block).__name__}: no MLP found (looked for {looked_for('gate')})")
 
 
 def place_views(place: Place, tensor: Tensor, width: int, name: str) -> list[Tensor]:
@@ -232,6 +229,24 @@ def has_parameter(block: nn.Module, path: str) -> bool:
     return isinstance(_get(block, path), nn.Parameter)
 
 
+def check_matrix(matrix: str) -> None:
+    """UserError for the name of a matrix that is not in the table."""
+    if matrix not in MATRICES:
+        raise UserError(f"matrix {matrix!r} is unknown; choose one of {', '.join(MATRICES)}")
+
+
+def places(matrix: str) -> list[Place]:
+    """Everywhere in a block that the table knows a matrix, in the order in which they are read."""
+    if matrix in ATTENTION:
+        return [ATTENTION[matrix]]
+    return [place for mlp in MLPS if (place := getattr(mlp, matrix)) is not None]
+
+
+def looked_for(matrix: str) -> str:
+    """The names under which a matrix was looked for, for an error's text."""
+    return ", ".join(place.path for place in places(matrix))
+
+
 def _places(block: nn.Module, matrix: str) -> list[Place]:
     if matrix in ATTENTION:
         return [ATTENTION[matrix]]
@@ -253,20 +268,23 @@ def _check_editable(name: str, parameter: Tensor) -> None:
             f"{name} is not in memory (offloaded); edit the checkpoint on disk instead, with "
             "surgery_lib.checkpoint.operate"
         )
-    if not parameter.is_floating_point():
+    if not parameter.is_floating_point() or parameter.element_size() < 2:
         raise UserError(
             f"{name} is quantized ({parameter.dtype}); load the model unquantized to edit it"
         )
 
 
-def _looked_for(matrix: str) -> str:
-    if matrix in ATTENTION:
-        return ATTENTION[matrix].path
-    return ", ".join(place.path for mlp in MLPS if (place := getattr(mlp, matrix)) is not None)
+def _check_stacking(name: str, experts: nn.Module) -> None:
+    # What transformers says of experts that it stacks: GPT-OSS interleaves and transposes them.
+    if getattr(experts, "is_transposed", False) or not getattr(experts, "is_concatenated", True):
+        raise UserError(
+            f"{name} holds its gate rows transposed or interleaved, which this package does not "
+            "know (looked for gate rows above up rows); add its layout to surgery_lib/layout.py"
+        )
 
 
 def _unknown(model: nn.Module, block: int, matrix: str) -> str:
     return (
         f"{type(model).__name__}: block {block} has no {matrix} matrix that this package knows "
-        f"(looked for {_looked_for(matrix)}); add its layout to the table in surgery_lib/layout.py"
+        f"(looked for {looked_for(matrix)}); add its layout to the table in surgery_lib/layout.py"
     )

@@ -91,6 +91,10 @@ def fit(
     if direction == "paper" and estimator != "softmax":
         raise UserError("direction 'paper' is a row of the softmax probe; set estimator to softmax")
     y = checked_labels(labels, len(states))
+    if not torch.isfinite(states).all():
+        raise UserError(
+            "the states hold NaN or infinite values; make them again from a sound model"
+        )
     numbers = list(range(states.shape[1])) if layers is None else list(layers)
     solutions = ESTIMATORS[estimator](states.float(), y, seed)
     probes = []
@@ -128,22 +132,24 @@ def measure(probe: Probe, states: Tensor, labels: Sequence[int] | Tensor) -> dic
 
 def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:
     """Labels as (count,) int64. UserError where they are not 0 and 1, both of them, one a text."""
-    y = torch.as_tensor(labels).long().flatten()
-    if len(y) != count:
-        raise UserError(f"there are {count} texts but {len(y)} labels; give one label a text")
-    found = sorted(set(y.tolist()))
+    given = torch.as_tensor(labels).flatten()
+    if len(given) != count:
+        raise UserError(f"there are {count} texts but {len(given)} labels; give one label a text")
+    found = sorted(set(given.tolist()))  # before rounding: 0.7 is no label
     if found != [0, 1]:
         raise UserError(
             f"a probe needs texts with the behaviour (label 1) and without (label 0); "
-            f"the labels found are {found or 'none'}"
+            f"the labels found are {found[:5] or 'none'}"
         )
-    return y
+    return given.long()
 
 
 def save(path: Path | str, probes: Sequence[Probe]) -> None:
     """Write probes as one safetensors file; what is no tensor goes into its header."""
     tensors: dict[str, Tensor] = {}
     header: dict[str, str] = {}
+    if len({probe.name for probe in probes}) != len(probes):
+        raise UserError(f"two probes have one name in {path}; keep one an estimator and layer")
     for probe in probes:
         tensors[f"{probe.name}.direction"] = probe.direction
         tensors[f"{probe.name}.classifier"] = probe.classifier
@@ -163,7 +169,7 @@ def load(path: Path | str) -> dict[str, Probe]:
     """Read the probes of a file, by name."""
     tensors = files.read_tensors(path)
     probes = {}
-    for name, about in files.read_metadata(path).items():
+    for name, about in sorted(files.read_metadata(path).items()):  # a header keeps no order
         probes[name] = Probe(
             direction=tensors[f"{name}.direction"],
             classifier=tensors[f"{name}.classifier"],

@@ -22,7 +22,7 @@ Rule = Literal["opposed", "aligned", "random", "all"]
 CHUNK_NUMBERS = 1 << 18
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def cosine_scores(model: nn.Module, direction: Tensor, matrix: str = "gate") -> Tensor:
     """Cosine of every row with the direction: (rows,), float32. UserError on another width."""
     return row_cosines([rows.weight for rows in layout.weight_rows(model, matrix)], direction)
@@ -44,7 +44,7 @@ def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
     return scores
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
     """Mean Euclidean norm of the rows of all layers: the unit of strength."""
     norms = [
@@ -52,7 +52,10 @@ def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
         for rows in layout.weight_rows(model, matrix)
         for chunk in _chunks(rows.weight)
     ]
-    return math.fsum(norms) / layout.total_rows(model, matrix)
+    mean = math.fsum(norms) / layout.total_rows(model, matrix)
+    if not math.isfinite(mean):
+        raise UserError("the weights hold NaN or infinite values; load sound ones")
+    return mean
 
 
 def effect_scores(
@@ -81,10 +84,12 @@ def effect_scores(
     _check_width(directions[0], layout.hidden_width(model))
     units = directions.float() / directions.float().norm(dim=1, keepdim=True)
     sums: dict[int, Tensor] = {}
-    counter = _EffectCounter(model, units, sums)
     token_ids = activations.tokenize(model, tokenizer, texts, max_tokens)
     base = getattr(model, "base_model", model)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    was_training = model.training
+    model.eval()
+    counter = _EffectCounter(model, units, sums)
     try:
         with torch.no_grad(), tqdm(total=len(texts), desc="effect", disable=not progress) as bar:
             for batch in activations.batches([len(ids) for ids in token_ids], tokens_per_batch):
@@ -94,8 +99,14 @@ def effect_scores(
                 bar.update(len(batch))
     finally:
         counter.remove()
+        model.train(was_training)
     tokens = sum(len(ids) for ids in token_ids)
-    return torch.cat([sums[block] / tokens for block in sorted(sums)], dim=1)
+    scores = torch.cat([sums[block] / tokens for block in sorted(sums)], dim=1)
+    if not torch.isfinite(scores).all():
+        raise UserError(
+            "the weights or the directions hold NaN or infinite values; load sound ones"
+        )
+    return scores
 
 
 def select(
@@ -116,6 +127,8 @@ def select(
     Raises UserError where K is not at least 1 and at most the number of rows to choose from.
     """
     total = len(scores)
+    if rule != "all" and rule not in _ORDERS:
+        raise UserError(f"rule {rule!r} is unknown; choose one of all, {', '.join(_ORDERS)}")
     allowed = torch.arange(total) if among is None else among.nonzero().flatten()
     if rule == "all":
         return allowed
@@ -168,13 +181,14 @@ class _EffectCounter:
         self.units = units
         self.sums = sums
         self.real = torch.empty(0, dtype=torch.bool)
+        found = [(block, layout.mlp_of(block)) for block in layout.blocks(model)]
+        # Before any hook: a refusal leaves the model as it was.
+        if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for _, mlp in found):
+            raise UserError(
+                "the effect rule knows dense MLPs only; use the cosine rule for experts"
+            )
         self.handles = []
-        for index, block in enumerate(layout.blocks(model)):
-            mlp = layout.mlp_of(block)
-            if mlp.gate.stacked or "{expert}" in mlp.gate.path:
-                raise UserError(
-                    "the effect rule knows dense MLPs only; use the cosine rule for experts"
-                )
+        for index, (block, mlp) in enumerate(found):
             module = block.get_submodule(mlp.gate.path.split(".")[0])
             self.handles.append(module.register_forward_pre_hook(self._hook(index, block, mlp)))
 
@@ -190,7 +204,7 @@ class _EffectCounter:
             slope = _slope(activation_of(module), nn.functional.linear(x, gate, bias))
             if mlp.up is not None:
                 up = layout.place_views(mlp.up, block.get_parameter(mlp.up.path).data, width, "up")
-                slope = slope * nn.functional.linear(x, up[0])
+                slope = slope * nn.functional.linear(x, up[0], _bias(block, mlp.up))
             units = self.units.to(x.device)
             pushed = (x.float() @ units.t()).t() @ slope.float()  # (directions, rows)
             part = (pushed * (units @ down.float().t())).cpu()
@@ -234,7 +248,12 @@ def _bias(block: nn.Module, gate: layout.Place) -> Tensor | None:
 def _chunks(weight: Tensor) -> Sequence[Tensor]:
     if weight.device.type != "cpu":
         return [weight]
-    return weight.split(max(1, CHUNK_NUMBERS // weight.shape[1]))
+    return weight.split(chunk_rows(weight.shape[1]))
+
+
+def chunk_rows(width: int) -> int:
+    """How many rows of a width are worked on at a time."""
+    return max(1, CHUNK_NUMBERS // width)
 
 
 def _check_width(direction: Tensor, width: int) -> None:

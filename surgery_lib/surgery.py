@@ -4,8 +4,9 @@ A surgery is a patch of kilobytes: row indices, what multiplies the direction in
 direction. It can be applied, undone bit for bit, used for the length of a `with` block, and saved.
 """
 
+import math
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -69,22 +70,48 @@ class Surgery:
         Raises UserError for a direction of another width or not finite, rows that do not exist, and
         a strength that is not finite.
         """
-        direction = direction.detach().float().cpu()
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
-        _check(model, rows, direction, strength, matrix)
-        if unit == "row_norm":
-            direction = direction / direction.norm()
-            row_norm = region.mean_row_norm(model, matrix) if row_norm is None else row_norm
-            coefficient = strength * row_norm
-        else:
-            coefficient = strength
+        check_rows(rows, layout.total_rows(model, matrix))
+        check_direction(direction, layout.hidden_width(model))
+        if row_norm is None:
+            row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
+        return cls.planned(
+            rows,
+            direction,
+            strength,
+            unit=unit,
+            matrix=matrix,
+            row_norm=row_norm,
+            fingerprint=fingerprint(model, rows, matrix),
+            about=about,
+        )
+
+    @classmethod
+    def planned(
+        cls,
+        rows: Tensor,
+        direction: Tensor,
+        strength: float,
+        *,
+        unit: Unit,
+        matrix: str,
+        row_norm: float,
+        fingerprint: str,
+        about: Mapping[str, Any] | None = None,
+    ) -> "Surgery":
+        """An edit of rows already checked, by the units that `build` explains."""
+        if not math.isfinite(strength):
+            raise UserError(f"strength {strength} is not finite; give a number")
+        direction = direction.detach().float().cpu()
+        relative = unit == "row_norm"
+        coefficient = strength * row_norm if relative else strength
         return cls(
             rows=rows,
             coefficients=torch.full((len(rows),), coefficient, dtype=torch.float32),
-            direction=direction,
+            direction=direction / direction.norm() if relative else direction,
             strength=strength,
             unit=unit,
-            fingerprint=fingerprint(model, rows, matrix),
+            fingerprint=fingerprint,
             matrix=matrix,
             about=dict(about or {}),
         )
@@ -119,15 +146,9 @@ class Surgery:
                 )
         kept = []
         for weight, local, part in self._parts(model):
-            before = weight[local]
-            kept.append(before.clone())
-            step = self.coefficients[part].to(weight.device)[:, None] * self.direction.to(
-                weight.device
-            )
-            # In float32, rounded once: a bfloat16 sum of bfloat16 terms would round three times.
-            # Where the step is zero the row is kept as it is: x + 0 would turn -0 into 0.
-            edited = (before.float() + step).to(weight.dtype)
-            weight[local] = torch.where(step != 0, edited, before)
+            before = weight[local]  # a copy: the index is a tensor
+            kept.append(before)
+            weight[local] = moved(before, self.coefficients[part], self.direction)
         applied.append((self, kept))
 
     @torch.no_grad()
@@ -188,38 +209,51 @@ class Surgery:
             yield matrices[number], local.to(matrices[number].device), part
 
 
+def moved(before: Tensor, coefficients: Tensor, direction: Tensor) -> Tensor:
+    """Rows (n, width) after the edit, each moved by its coefficient (n,) times the direction."""
+    step = coefficients.to(before.device)[:, None] * direction.to(before.device)
+    # In float32, rounded once: a bfloat16 sum of bfloat16 terms would round three times.
+    # Where the step is zero the number is kept as it is: x + 0 would turn -0 into 0.
+    return torch.where(step != 0, (before.float() + step).to(before.dtype), before)
+
+
 @torch.no_grad()
 def fingerprint(model: nn.Module, rows: Tensor, matrix: str = "gate") -> str:
-    """A hash of the shapes of all matrices and of the beginning of the selected rows.
-
-    Values are compared in float32, so that a model loaded in its own dtype and in float32 is one.
-    """
+    """A hash of the shapes of all matrices and of the beginning of the selected rows."""
     found = layout.weight_rows(model, matrix)
     sizes = [len(entry.weight) for entry in found]
     samples = [
-        found[number]
-        .weight[local.to(found[number].weight.device), :FINGERPRINT_COLUMNS]
-        .float()
-        .cpu()
+        found[number].weight[local.to(found[number].weight.device), :FINGERPRINT_COLUMNS]
         for number, local, _ in layout.split_by_matrix(sizes, rows)
     ]
-    shapes = [[entry.parameter, *entry.weight.shape] for entry in found]
-    return files.fingerprint(shapes, *samples)
+    return hash_samples(matrix, sizes, found[0].weight.shape[1], samples)
 
 
-def _check(model: nn.Module, rows: Tensor, direction: Tensor, strength: float, matrix: str) -> None:
-    width = layout.hidden_width(model)
+def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequence[Tensor]) -> str:
+    """The fingerprint of matrices of so many rows each, by samples (n, columns) of the touched ones.
+
+    Names are left out and numbers are compared in float32: a model in memory, in its own dtype or
+    in float32, and its files on disk are one.
+    """
+    return files.fingerprint(
+        [matrix, list(sizes), width], *(part.float().cpu() for part in samples)
+    )
+
+
+def check_rows(rows: Tensor, total: int) -> None:
+    """UserError unless the sorted row numbers are some of `total`, each once."""
+    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
+        raise UserError(f"the selected rows must be some of the {total} that the model has")
+    if len(rows.unique()) != len(rows):
+        raise UserError("a row is selected twice; each may be edited once")
+
+
+def check_direction(direction: Tensor, width: int) -> None:
+    """UserError unless the direction is as wide as a row, finite and not zero."""
     if direction.shape != (width,):
         raise UserError(
             f"the direction has shape {tuple(direction.shape)}, the model's hidden states are "
             f"{width} wide; use a probe trained on this model"
         )
-    if not torch.isfinite(direction).all() or not float(direction.norm()) > 0:
+    if not torch.isfinite(direction).all() or not float(direction.float().norm()) > 0:
         raise UserError("the direction is zero or not finite; train the probe again")
-    if not torch.isfinite(torch.tensor(strength)):
-        raise UserError(f"strength {strength} is not finite; give a number")
-    total = layout.total_rows(model, matrix)
-    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
-        raise UserError(f"the selected rows must be some of the {total} that the model has")
-    if len(rows.unique()) != len(rows):
-        raise UserError("a row is selected twice; each may be edited once")
