@@ -44,7 +44,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Mlp:
-    """One way in which a block holds its MLP: the three matrices (`up` is None where none gates)."""
+    """One way in which a block holds its MLP; `up` is None where nothing is gated."""
 
     name: str
     gate: Place
@@ -160,11 +160,12 @@ def weight_rows(model: nn.Module, matrix: str = "gate", *, editable: bool = True
             for expert, path in place.expert_paths(block):
                 parameter = block.get_parameter(path)
                 name = names.get(id(parameter), path)
-                _check_editable(name, parameter)
+                if editable:
+                    _check_editable(name, parameter)
                 if place.stacked:
                     _check_stacking(name, block.get_submodule(path.rpartition(".")[0]))
                 found.extend(
-                    Rows(index, expert if not place.stacked else stacked, name, view)
+                    Rows(index, expert if not place.stacked else stacked, name, view, place)
                     for stacked, view in enumerate(place_views(place, parameter.data, width, name))
                 )
         if len(found) == before:

@@ -230,7 +230,7 @@ def fingerprint(model: nn.Module, rows: Tensor, matrix: str = "gate") -> str:
 
 
 def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequence[Tensor]) -> str:
-    """The fingerprint of matrices of so many rows each, by samples (n, columns) of the touched ones.
+    """The fingerprint of matrices of so many rows each, by samples (n, columns) of those touched.
 
     Names are left out and numbers are compared in float32: a model in memory, in its own dtype or
     in float32, and its files on disk are one.
