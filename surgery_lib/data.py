@@ -31,8 +31,8 @@ class BehaviourData:
     """All texts of one behaviour, by split (train, validation, test).
 
     `examples` teach and test the probe, `prompts` measure the behaviour, `benign` are harmless
-    instructions, `clean` is harmless prose, `contexts` are texts that trigger the behaviour and go
-    on with something harmless.
+    instructions, `clean` is harmless prose, `contexts` are pairs of a text that triggers the
+    behaviour and something harmless that follows it.
     """
 
     name: str
@@ -40,7 +40,7 @@ class BehaviourData:
     prompts: Mapping[str, list[Prompt]]
     benign: Mapping[str, list[Prompt]] = field(default_factory=dict)
     clean: Mapping[str, list[str]] = field(default_factory=dict)
-    contexts: Mapping[str, list[str]] = field(default_factory=dict)
+    contexts: Mapping[str, list[tuple[str, str]]] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -77,5 +77,5 @@ class BehaviourData:
             "prompts": {s: [p.text for p in v] for s, v in self.prompts.items()},
             "benign": {s: [p.text for p in v] for s, v in self.benign.items()},
             "clean": {s: list(v) for s, v in self.clean.items()},
-            "contexts": {s: list(v) for s, v in self.contexts.items()},
+            "contexts": {s: ["".join(pair) for pair in v] for s, v in self.contexts.items()},
         }

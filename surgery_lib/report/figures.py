@@ -1,0 +1,296 @@
+"""The figures of notebooks 01 to 04, each drawn from a results file, without the model."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from surgery_lib.report.style import INK, MARKERS, WIDTH, error_bars, percent
+
+# ---------------------------------------------------------------- notebook 01
+
+
+def probe_layers(result: Mapping[str, Any]) -> Figure:
+    """ROC AUC on validation texts by layer, a line an estimator."""
+    figure, axes = plt.subplots()
+    best = max(result["probes"], key=lambda probe: probe["validation"]["auc"])
+    for number, estimator in enumerate(_names(result["probes"], "estimator")):
+        line = [probe for probe in result["probes"] if probe["estimator"] == estimator]
+        axes.plot(
+            [probe["layer"] for probe in line],
+            [probe["validation"]["auc"] for probe in line],
+            marker=MARKERS[number],
+            label=estimator.replace("_", " "),
+        )
+    axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5)
+    axes.annotate("chance", (0.01, 0.5), xycoords=("axes fraction", "data"), va="bottom")
+    axes.set(
+        xlabel="hidden state (0 = embeddings, last = after the final norm)",
+        ylabel="ROC AUC on validation texts",
+        title=(
+            f"The behaviour can be read off: AUC {best['validation']['auc']:.3f} "
+            f"({best['estimator'].replace('_', ' ')}, layer {best['layer']})"
+        ),
+    )
+    axes.legend(loc="lower right")
+    return figure
+
+
+def probe_scores(result: Mapping[str, Any]) -> Figure:
+    """How the best probe's scores of the two classes lie apart."""
+    figure, axes = plt.subplots()
+    histogram = result["scores"]
+    edges = np.asarray(histogram["edges"])
+    for name, colour in (("absent", INK["blue"]), ("present", INK["red"])):
+        axes.stairs(histogram[name], edges, fill=True, alpha=0.45, color=colour)
+        axes.stairs(histogram[name], edges, color=colour, label=f"behaviour {name}")
+    axes.axvline(0, color=INK["black"], linewidth=1)
+    axes.set(
+        xlabel=f"signed score of {result['best']}",
+        ylabel="validation texts",
+        title=f"{percent(result['accuracy'])} of validation texts fall on their side of zero",
+    )
+    axes.legend()
+    return figure
+
+
+# ---------------------------------------------------------------- notebook 02
+
+
+def cosine_distribution(result: Mapping[str, Any]) -> Figure:
+    """Cosines of all rows with the direction, against those of random directions."""
+    figure, axes = plt.subplots()
+    edges = np.asarray(result["histogram"]["edges"])
+    axes.stairs(result["histogram"]["counts"], edges, color=INK["blue"], label="the probe")
+    axes.stairs(
+        result["histogram"]["random"],
+        edges,
+        color=INK["grey"],
+        linestyle="--",
+        label="random directions (mean of 5)",
+    )
+    cut = result["threshold"]
+    axes.axvspan(edges[0], cut, color=INK["red"], alpha=0.15)
+    axes.annotate(
+        f"the region: {result['count']:,} of {result['total']:,} rows",
+        (cut, 0.75),
+        xycoords=("data", "axes fraction"),
+        ha="right",
+        color=INK["red"],
+        xytext=(-6, 0),
+        textcoords="offset points",
+    )
+    axes.set(
+        xlabel="cosine of a gate row with the direction",
+        ylabel="rows",
+        title=(
+            f"The region lies below a cosine of {cut:.3f}; "
+            f"random directions' below {result['random_threshold']:.3f}"
+        ),
+    )
+    axes.legend(loc="upper right")
+    return figure
+
+
+def rows_per_block(result: Mapping[str, Any]) -> Figure:
+    """Where in the depth the selected rows are, a line a rule."""
+    figure, axes = plt.subplots()
+    for number, (rule, counts) in enumerate(result["rows_per_block"].items()):
+        axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=rule)
+    even = result["count"] / result["blocks"]
+    axes.axhline(even, color=INK["grey"], linestyle=":", linewidth=1.5)
+    axes.annotate("spread evenly", (0.99, even), xycoords=("axes fraction", "data"), ha="right")
+    counts = np.asarray(next(iter(result["rows_per_block"].values())))
+    half = counts[len(counts) // 2 :].sum() / counts.sum()
+    axes.set(
+        xlabel="block",
+        ylabel="selected rows",
+        ylim=(0, None),
+        title=f"{percent(half, 0)} of the cosine rule's rows are in the deeper half",
+    )
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+# ---------------------------------------------------------------- notebook 03
+
+
+def sieve(result: Mapping[str, Any]) -> Figure:
+    """Behaviour left at one fixed edit, by layer and estimator."""
+    cells = result["sieve"]
+    layers, names = _names(cells, "layer"), _names(cells, "kind")
+    grid = np.full((len(names), len(layers)), np.nan)
+    for cell in cells:
+        grid[names.index(cell["kind"]), layers.index(cell["layer"])] = 100 * cell["rate"]["value"]
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(names)))
+    sns.heatmap(
+        grid,
+        annot=len(layers) <= 16,
+        fmt=".0f",
+        cmap="cividis",
+        xticklabels=layers,
+        yticklabels=[name.replace("_", " ") for name in names],
+        cbar_kws={"label": "behaviour left, %"},
+        ax=axes,
+    )
+    best = min(cells, key=lambda cell: cell["rate"]["value"])
+    axes.set(
+        xlabel="layer of the probe",
+        title=(
+            f"From {percent(result['base']['rate']['value'], 0)}: the layer matters more than K "
+            f"(best {best['kind'].replace('_', ' ')}, layer {best['layer']})"
+        ),
+    )
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def frontier(result: Mapping[str, Any]) -> Figure:
+    """Behaviour against perplexity on validation, a line a (probe, K), the chosen point marked."""
+    figure, axes = plt.subplots(figsize=(WIDTH, 4.2))
+    points = result["sweep"]
+    base = result["base"]
+    lines = sorted({(point["probe"], point["rule"], point["fraction"]) for point in points})
+    for number, key in enumerate(lines):
+        line = [p for p in points if (p["probe"], p["rule"], p["fraction"]) == key]
+        line.sort(key=lambda point: point["strength"])
+        axes.plot(
+            [100 * point["perplexity_rise"] for point in line],
+            [100 * point["rate"]["value"] for point in line],
+            marker=MARKERS[number % len(MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            color=plt.get_cmap("cividis")(number / max(1, len(lines) - 1)),
+            label=f"{key[0]}, {key[1]}, K {percent(key[2], 0)}",
+        )
+    axes.axvspan(100 * result["budget"], 1e6, color=INK["grey"], alpha=0.12)
+    axes.plot(0, 100 * base["rate"]["value"], "*", color=INK["black"], markersize=14)
+    axes.annotate(
+        "base", (0, 100 * base["rate"]["value"]), xytext=(8, -4), textcoords="offset points"
+    )
+    chosen = result["chosen"]
+    where = (100 * chosen["perplexity_rise"], 100 * chosen["rate"]["value"])
+    axes.plot(
+        *where, "o", markersize=15, markerfacecolor="none", markeredgewidth=2.5, color=INK["red"]
+    )
+    axes.annotate("chosen", where, xytext=(11, 8), textcoords="offset points", color=INK["red"])
+    right = 100 * max(4 * result["budget"], min(1.0, max(p["perplexity_rise"] for p in points)))
+    axes.set_xscale("symlog", linthresh=100 * result["budget"])
+    axes.set(
+        xlabel="perplexity rise on clean text, % (grey: beyond what validation may spend)",
+        ylabel="behaviour left, %",
+        xlim=(min(-2.0, *(100 * p["perplexity_rise"] for p in points)), right),
+        ylim=(0, None),
+        title=(
+            f"{percent(base['rate']['value'])} → {percent(chosen['rate']['value'])} "
+            f"at {100 * chosen['perplexity_rise']:+.1f} % perplexity (validation)"
+        ),
+    )
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    return figure
+
+
+# ---------------------------------------------------------------- notebook 04
+
+
+def variants(result: Mapping[str, Any]) -> Figure:
+    """Behaviour and perplexity of base, edited and controls, with intervals."""
+    names = list(result["variants"])
+    figure, (left, right) = plt.subplots(
+        1, 2, sharey=True, figsize=(WIDTH, 0.9 + 0.42 * len(names))
+    )
+    for row, name in enumerate(names):
+        readings = result["variants"][name]["draws"]
+        for axes, reading_of, scale in (
+            (left, lambda draw: draw["rate"], 100.0),
+            (right, lambda draw: draw["perplexity"], 1.0),
+        ):
+            _points(axes, row, [reading_of(draw) for draw in readings], scale, _colour(name))
+    left.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    left.invert_yaxis()
+    base, edited = (result["variants"][n]["draws"][0]["rate"]["value"] for n in ("base", "edited"))
+    left.set(xlabel="behaviour on test prompts, %", xlim=(0, None))
+    right.set(xlabel="perplexity on clean test text")
+    drop = 1 - edited / base if base else 0.0
+    finding = f"The edit takes away {percent(drop, 0)} of the behaviour, the best control "
+    finding += percent(_best_control_drop(result, base), 0)
+    figure.suptitle(finding, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return figure
+
+
+def _best_control_drop(result: Mapping[str, Any], base: float) -> float:
+    rates = [
+        draw["rate"]["value"]
+        for name, variant in result["variants"].items()
+        if name not in ("base", "edited")
+        for draw in variant["draws"]
+    ]
+    return 1 - min(rates) / base if rates and base else 0.0
+
+
+def capability(result: Mapping[str, Any]) -> Figure:
+    """Capability tasks before and after, with intervals and chance where it is known."""
+    tasks = list(result["capability"]["base"])
+    figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(tasks)))
+    for offset, name in ((-0.15, "base"), (0.15, "edited")):
+        for row, task in enumerate(tasks):
+            _points(
+                axes, row + offset, [result["capability"][name][task]], 100.0, _colour(name), name
+            )
+    axes.set_yticks(range(len(tasks)), tasks)
+    axes.invert_yaxis()
+    change = result["capability"]["change"]["value"]
+    axes.set(
+        xlabel="score, %",
+        title=f"Capability on average: {100 * change:+.1f} points",
+    )
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    axes.legend(unique.values(), unique.keys())
+    return figure
+
+
+def _points(
+    axes: Axes,
+    row: float,
+    readings: Sequence[Mapping[str, Any]],
+    scale: float,
+    colour: str,
+    label: str | None = None,
+) -> None:
+    """One horizontal error bar a reading; several draws are spread a little."""
+    spread = np.linspace(-0.22, 0.22, len(readings)) if len(readings) > 1 else [0.0]
+    for offset, reading in zip(spread, readings, strict=True):
+        value, error = error_bars(reading, scale)
+        axes.errorbar(
+            value,
+            row + offset,
+            xerr=error,
+            fmt="o",
+            color=colour,
+            capsize=2,
+            markersize=5,
+            label=label,
+        )
+
+
+def _colour(name: str) -> str:
+    return {"base": INK["black"], "edited": INK["red"]}.get(name, INK["blue"])
+
+
+def _names(items: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
+    return list(dict.fromkeys(item[key] for item in items))
+
+
+FIGURES: dict[str, dict[str, Callable[[Mapping[str, Any]], Figure]]] = {
+    "probe.json": {"probe_layers": probe_layers, "probe_scores": probe_scores},
+    "region.json": {"cosines": cosine_distribution, "rows_per_block": rows_per_block},
+    "surgery/surgery.json": {"sieve": sieve, "frontier": frontier},
+    "evaluation.json": {"variants": variants, "capability": capability},
+}
