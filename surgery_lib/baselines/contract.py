@@ -85,16 +85,22 @@ class Cost:
 
 
 class Fitted(Protocol):
-    """A method fitted to one model and one behaviour. It belongs to the model it was fitted on."""
+    """A method fitted to one model and one behaviour. It belongs to the model it was fitted on.
 
-    def applied(self, model: Any, strength: float, **knobs: Any) -> AbstractContextManager[Any]:
+    Implementations name their knobs as keyword arguments with defaults (`*args: Any` here is what
+    lets a type checker accept that).
+    """
+
+    def applied(
+        self, model: Any, strength: float, *args: Any, **knobs: Any
+    ) -> AbstractContextManager[Any]:
         """The model to use inside the `with` block; most often the same object, changed.
 
         After the block every bit of the model is as it was. Knobs not given take their default.
         """
         ...
 
-    def cost(self, **knobs: Any) -> Cost:
+    def cost(self, *args: Any, **knobs: Any) -> Cost:
         """What fitting took and what applying takes at these knobs."""
         ...
 
@@ -102,14 +108,27 @@ class Fitted(Protocol):
 class Baseline(Protocol):
     """A method before it has seen a model. `knobs` always has "strength"."""
 
-    name: str
-    kind: Kind
-    knobs: Mapping[str, Knob]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]: ...
 
     def fit(
-        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+        self,
+        model: Any,
+        tokenizer: Any,
+        data: Labelled,
+        *args: Any,
+        **fixed: Any,
     ) -> Fitted:
-        """Learn from the data, leaving the model as it is. `fixed`: settings of the training."""
+        """Learn from the data, leaving the model as it is.
+
+        `fixed`: `seed=0`, which all have, and settings of the fit.
+        """
         ...
 
 

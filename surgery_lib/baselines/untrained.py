@@ -1,5 +1,25 @@
-"""The methods that need no gradient."""
+"""The methods that need no gradient, by name."""
 
+from surgery_lib.baselines import surgery
+from surgery_lib.baselines.ablation import Ablation
+from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.contract import Baseline
+from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
+from surgery_lib.baselines.iti import Iti
+from surgery_lib.baselines.safe_activation import SafeActivation
+from surgery_lib.baselines.wanda import Wanda
 
-UNTRAINED: dict[str, Baseline] = {}
+_METHODS: tuple[Baseline, ...] = (
+    surgery.SURGERY,
+    surgery.SURGERY_PAPER,
+    surgery.RANDOM_ROWS,
+    surgery.RANDOM_DIRECTION,
+    Caa(),
+    Ablation(),
+    Iti(),
+    FeatureSubtraction(),
+    SafeActivation(),
+    Wanda(),
+)
+
+UNTRAINED: dict[str, Baseline] = {method.name: method for method in _METHODS}

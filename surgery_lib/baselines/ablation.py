@@ -1,0 +1,173 @@
+"""Difference-of-means ablation (Arditi 2024): nothing may write along the behaviour's direction.
+
+r is the mean state of behaviour prompts less that of benign ones, at the input of one block. As
+hooks, x loses strength times its part along r at every block's input and after attention and MLP.
+As weights, W becomes W - strength r (r^T W) for the embeddings and everything that writes to the
+residual stream. At strength 1 the two are the same, where input and output embeddings are untied:
+tied ones are untied for the length of the block.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib import activations, layout
+from surgery_lib.baselines import tools
+from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.errors import UserError
+
+# The authors search no later than this, so that unembedding directions are not ablated.
+DEEPEST = 0.8
+
+
+@dataclass(frozen=True, eq=False)
+class FittedAblation:
+    """`directions` (layers, width), of norm 1."""
+
+    directions: Tensor
+    labels: int
+    tokens: int
+    parameters: int
+
+    @contextmanager
+    def applied(
+        self,
+        model: Any,
+        strength: float,
+        *,
+        depth: float = 0.5,
+        form: Literal["weights", "hook"] = "weights",
+    ) -> Iterator[Any]:
+        """Take the direction found at `depth` out of everything that is written."""
+        direction = self.directions[tools.block_at(model, depth)]
+        if strength == 0:
+            yield model
+            return
+        with _FORMS[form](model, direction, strength):
+            yield model
+
+    def cost(self, **_: Any) -> Cost:
+        """Everything that writes to the residual stream."""
+        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=self.parameters)
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Directional ablation. `source` "prompts" reads the last token of behaviour and benign
+    prompts, as published; "texts" the mean over the labelled texts."""
+
+    name: str = "ablation"
+    kind: Kind = "weights"
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Strength 1 is the published method."""
+        return {
+            "strength": Knob(1.0, low=0.02, high=1.0),
+            "depth": Knob(0.5, low=0.1, high=DEEPEST),
+        }
+
+    def fit(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        data: Labelled,
+        *,
+        seed: int = 0,
+        source: Literal["texts", "prompts"] = "texts",
+    ) -> FittedAblation:
+        """Directions at all layers from one forward pass. UserError for prompts without benign."""
+        texts, labels = list(data.texts), list(data.labels)
+        pooling: activations.Pooling = "mean"
+        if source == "prompts":
+            if not data.prompts or not data.benign:
+                raise UserError(
+                    "ablation from prompts needs prompts and benign prompts; give both or use "
+                    "source='texts'"
+                )
+            texts = [*data.prompts, *data.benign]
+            labels = [1] * len(data.prompts) + [0] * len(data.benign)
+            pooling = "last"
+        states = activations.pooled_states(
+            model,
+            tokenizer,
+            texts,
+            pooling=pooling,
+            progress=False,
+        )
+        raw = tools.mean_difference(states, labels)
+        return FittedAblation(
+            directions=raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-30),
+            labels=len(texts),
+            tokens=count_tokens(tokenizer, texts),
+            parameters=sum(rows.numel() for rows in _writers(model)),
+        )
+
+
+@contextmanager
+def _as_hooks(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
+    def change(hidden: Tensor) -> Tensor:
+        unit = direction.to(hidden)
+        return hidden - strength * (hidden @ unit)[..., None] * unit
+
+    handles = []
+    for block in layout.blocks(model):
+        handles.append(tools.on_input(block, change))
+        handles.append(tools.on_output(tools.attention_output(block), change))
+        handles.append(tools.on_output(tools.mlp_module(block), change))
+    with tools.hooked(handles):
+        yield
+
+
+@contextmanager
+def _as_weights(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
+    with ExitStack() as stack:
+        stack.enter_context(_untied(model))
+        tensors = _writers(model)
+        stack.enter_context(tools.restored(tensors))
+        for rows in tensors:
+            unit = direction.to(rows.device)
+            exact = rows.float()
+            rows.copy_(exact - strength * (exact @ unit)[..., None] * unit)
+        yield
+
+
+@contextmanager
+def _untied(model: Any) -> Iterator[None]:
+    # Ablating a tied matrix would also change what the output layer reads.
+    inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
+    tied = inputs.weight
+    if outputs is not None and outputs.weight is tied:
+        inputs.weight = nn.Parameter(tied.detach().clone(), requires_grad=tied.requires_grad)
+    try:
+        yield
+    finally:
+        inputs.weight = tied
+
+
+def _writers(model: Any) -> list[Tensor]:
+    """Views (any, width) of all that is written to the residual stream, biases included."""
+    embeddings = [
+        module for module in model.base_model.children() if isinstance(module, nn.Embedding)
+    ]
+    found = [module.weight.data for module in embeddings]
+    for block in layout.blocks(model):
+        attention = tools.attention_output(block)
+        found.append(tools.writes(attention).t())
+        found += _bias(attention)
+        place = layout.mlp_of(block).down
+        if not place.stacked and "{expert}" not in place.path:
+            found += _bias(tools.mlp_output(block))
+    return found + [rows.weight for rows in layout.weight_rows(model, "down")]
+
+
+def _bias(module: nn.Module) -> list[Tensor]:
+    bias = getattr(module, "bias", None)
+    return [bias.data] if isinstance(bias, torch.Tensor) else []
+
+
+_FORMS = {"weights": _as_weights, "hook": _as_hooks}

@@ -1,0 +1,107 @@
+"""Feature subtraction (Lee 2024): take one toxic vector off what the last MLP writes.
+
+v is the probe's direction, the value vector (column of a down projection) closest to it, or the
+first singular vector of the 512 closest. Subtracted at every position, it equals a bias -s v on the
+last down projection. Published strengths (20 to 100) are for one model; here strength is in
+units of the mean norm of what enters the last block.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib import layout, probe
+from surgery_lib.baselines import tools
+from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.region import cosine_scores
+
+SVD_VALUES = 512
+
+
+@dataclass(frozen=True, eq=False)
+class FittedFeature:
+    """`vectors` (name -> (width,)), of norm 1, towards the behaviour; `unit` is a norm."""
+
+    vectors: Mapping[str, Tensor]
+    unit: float
+    labels: int
+    tokens: int
+
+    @contextmanager
+    def applied(
+        self, model: Any, strength: float, *, vector: str = "probe", baked: bool = False
+    ) -> Iterator[Any]:
+        """Subtract `strength` times the unit along the vector."""
+        block = layout.blocks(model)[-1]
+        shift = -strength * self.unit * self.vectors[vector]
+        if strength == 0:
+            yield model
+        elif baked:
+            with tools.biased(tools.mlp_output(block), shift):
+                yield model
+        else:
+            with tools.hooked([tools.on_output(tools.mlp_module(block), _adder(shift))]):
+                yield model
+
+    def cost(self, **_: Any) -> Cost:
+        """One vector, as a bias."""
+        return Cost(self.labels, self.tokens, parameters=len(self.vectors["probe"]))
+
+
+@dataclass(frozen=True)
+class FeatureSubtraction:
+    """Subtract a toxic vector from the last block's MLP output."""
+
+    name: str = "feature_subtraction"
+    kind: Kind = "hook"
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Which vector, and how much of it."""
+        return {
+            "strength": strength_knob(0.5, high=5.0),
+            "vector": Knob("probe", choices=("probe", "value", "svd")),
+        }
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
+    ) -> FittedFeature:
+        """A logistic probe at the last layer, and the value vectors that look like it."""
+        states = tools.text_states(model, tokenizer, data)
+        layers = [states.shape[1] - 1]
+        direction = probe.fit(states[:, -1:], data.labels, estimator="logistic", layers=layers)[
+            0
+        ].direction
+        return FittedFeature(
+            vectors={"probe": direction, **_values(model, direction)},
+            unit=float(states[:, -2].norm(dim=1).mean()),
+            labels=len(data.texts),
+            tokens=count_tokens(tokenizer, data.texts),
+        )
+
+
+@torch.no_grad()
+def _values(model: nn.Module, direction: Tensor) -> dict[str, Tensor]:
+    scores = cosine_scores(model, direction, "down")
+    best = scores.argsort(descending=True, stable=True)[:SVD_VALUES].sort().values
+    found = layout.weight_rows(model, "down")
+    sizes = [len(rows.weight) for rows in found]
+    picked = torch.cat(
+        [
+            found[number].weight[local.to(found[number].weight.device)].float().cpu()
+            for number, local, _ in layout.split_by_matrix(sizes, best)
+        ]
+    )
+    value = picked[scores[best].argmax()]
+    first = torch.linalg.svd(picked, full_matrices=False).Vh[0]
+    # A singular vector has no sign of its own.
+    first = first * (first @ direction).sign()
+    return {"value": value / value.norm(), "svd": first}
+
+
+def _adder(shift: Tensor) -> Any:
+    return lambda hidden: hidden + shift.to(hidden)

@@ -1,0 +1,188 @@
+"""Surgery itself, as one method among the others: the paper's form, the recommended one, controls.
+
+The form is a table of settings; what the search may turn is what the form does not fix.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib import activations, layout, probe, region
+from surgery_lib.baselines import tools
+from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.errors import UserError
+from surgery_lib.surgery import Surgery
+
+# Name -> estimator and direction of `probe.fit`; "random" is the control of Table 9.
+DIRECTIONS: dict[str, tuple[str, probe.Direction]] = {
+    "mean_difference": ("mean_difference", "difference"),
+    "lda": ("lda", "difference"),
+    "softmax": ("softmax", "difference"),
+    "logistic": ("logistic", "difference"),
+    "paper": ("softmax", "paper"),
+}
+RULES = ("effect", "cosine", "random")
+# Fractions of the depth whose blocks are edited.
+WINDOWS: dict[str, tuple[float, float]] = {
+    "all": (0.0, 1.0),
+    "first half": (0.0, 0.5),
+    "middle": (0.25, 0.75),
+    "second half": (0.5, 1.0),
+}
+# The paper: 16,384 of 352,256 rows.
+PAPER_K = 0.0465
+
+PAPER = {
+    "direction": "paper",
+    "rule": "cosine",
+    "depth": 1.0,
+    "k": PAPER_K,
+    "window": "all",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class FittedSurgery:
+    """Directions (name -> (layers, width)) and effect scores (name -> (layers, rows))."""
+
+    directions: Mapping[str, Tensor]
+    effects: Mapping[str, Tensor]
+    row_norm: float
+    labels: int
+    tokens: int
+    total: int
+    seed: int
+    fixed: Mapping[str, Any]
+
+    @contextmanager
+    def applied(
+        self,
+        model: Any,
+        strength: float,
+        *,
+        depth: float = 1.0,
+        k: float = 0.02,
+        direction: str = "mean_difference",
+        rule: str = "effect",
+        window: str = "all",
+    ) -> Iterator[Any]:
+        """The model operated on; settings that the form fixes override those given."""
+        given: dict[str, Any] = {
+            "depth": depth,
+            "k": k,
+            "direction": direction,
+            "rule": rule,
+            "window": window,
+        }
+        with self.plan(model, strength, **{**given, **self.fixed}).applied(model):
+            yield model
+
+    def plan(
+        self,
+        model: nn.Module,
+        strength: float,
+        *,
+        depth: float,
+        k: float,
+        direction: str,
+        rule: str,
+        window: str,
+    ) -> Surgery:
+        """The surgery that these settings mean, which can be saved as a patch."""
+        if rule not in RULES:
+            raise UserError(f"rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
+        if direction not in self.directions:
+            raise UserError(
+                f"direction {direction!r} was not fitted; choose one of "
+                f"{', '.join(self.directions)}"
+            )
+        layer = tools.layer_at(model, depth)
+        vector = self.directions[direction][layer]
+        scores = (
+            self.effects[direction][layer]
+            if rule == "effect"
+            else region.cosine_scores(model, vector)
+        )
+        rows = region.select(
+            scores,
+            k,
+            rule="random" if rule == "random" else "opposed",
+            seed=self.seed,
+            among=region.depth_window(model, *WINDOWS[window]) if window != "all" else None,
+        )
+        about = {"layer": layer, "k": k, "direction": direction, "rule": rule, "window": window}
+        return Surgery.build(model, rows, vector, strength, row_norm=self.row_norm, about=about)
+
+    def cost(self, *, k: float = 0.02, **_: Any) -> Cost:
+        """The selected rows, each in every column."""
+        rows = region.row_count(self.fixed.get("k", k), self.total)
+        width = next(iter(self.directions.values())).shape[1]
+        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=rows * width)
+
+
+@dataclass(frozen=True)
+class SurgeryMethod:
+    """Model surgery. `fixed` settings are not searched; an empty table is the recommended form."""
+
+    name: str = "surgery"
+    kind: Kind = "weights"
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    names: Sequence[str] = ("mean_difference", "lda")
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Strength in mean row norms, and whatever the form leaves open."""
+        table = {
+            "strength": strength_knob(1.0, high=8.0, low=0.1),
+            "depth": Knob(1.0, low=0.3, high=1.0),
+            "k": Knob(0.02, low=0.005, high=0.1, log=True),
+            "direction": Knob(self.names[0], choices=tuple(self.names)),
+            "rule": Knob("effect", choices=("effect", "cosine")),
+            "window": Knob("all", choices=tuple(WINDOWS)),
+        }
+        return {name: knob for name, knob in table.items() if name not in self.fixed}
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
+    ) -> FittedSurgery:
+        """Directions of all layers from one pass over the texts, effects from one more."""
+        wanted = [self.fixed["direction"]] if "direction" in self.fixed else list(self.names)
+        tokens = count_tokens(tokenizer, data.texts)
+        states = activations.pooled_states(model, tokenizer, data.texts, progress=False)
+        directions = {name: _directions(name, states, data.labels, seed) for name in wanted}
+        effects: dict[str, Tensor] = {}
+        if self.fixed.get("rule", "effect") == "effect":
+            flat = torch.cat(list(directions.values()))
+            behaviour = data.of(1)
+            scores = region.effect_scores(model, tokenizer, behaviour, flat, progress=False)
+            effects = dict(zip(directions, scores.split(states.shape[1]), strict=True))
+            tokens += count_tokens(tokenizer, behaviour)
+        return FittedSurgery(
+            directions=directions,
+            effects=effects,
+            row_norm=region.mean_row_norm(model),
+            labels=len(data.texts),
+            tokens=tokens,
+            total=layout.total_rows(model),
+            seed=seed,
+            fixed=self.fixed,
+        )
+
+
+def _directions(name: str, states: Tensor, labels: Sequence[int], seed: int) -> Tensor:
+    if name == "random":
+        noise = region.random_direction(states[0], seed)
+        return noise / noise.norm(dim=1, keepdim=True)
+    estimator, direction = DIRECTIONS[name]
+    probes = probe.fit(states, labels, estimator=estimator, direction=direction, seed=seed)
+    return torch.stack([found.direction for found in probes])
+
+
+SURGERY = SurgeryMethod()
+SURGERY_PAPER = SurgeryMethod("surgery_paper", fixed=PAPER)
+RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "rule": "random"})
+RANDOM_DIRECTION = SurgeryMethod("surgery_random_direction", fixed={**PAPER, "direction": "random"})
