@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
@@ -47,12 +48,19 @@ def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
 @torch.no_grad()
 def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
     """Mean Euclidean norm of the rows of all layers: the unit of strength."""
-    norms = [
-        chunk.float().norm(dim=1).double().sum().item()
-        for rows in layout.weight_rows(model, matrix)
-        for chunk in _chunks(rows.weight)
-    ]
-    mean = math.fsum(norms) / layout.total_rows(model, matrix)
+    all_rows = layout.weight_rows(model, matrix)
+    sums = [part for rows in all_rows for part in norm_sums(rows.weight)]
+    return mean_norm(sums, sum(len(rows.weight) for rows in all_rows))
+
+
+def norm_sums(weight: Tensor) -> list[float]:
+    """Sums of the Euclidean norms of a matrix's rows, chunk by chunk."""
+    return [chunk.float().norm(dim=1).double().sum().item() for chunk in _chunks(weight)]
+
+
+def mean_norm(sums: Sequence[float], rows: int) -> float:
+    """The mean norm of so many rows, from the sums of their chunks."""
+    mean = math.fsum(sums) / rows
     if not math.isfinite(mean):
         raise UserError("the weights hold NaN or infinite values; load sound ones")
     return mean
@@ -172,6 +180,35 @@ def depth_window(model: nn.Module, start: float, stop: float) -> Tensor:
     """The rows of the blocks from `start` to `stop`, fractions of the depth: (rows,), bool."""
     depth = layout.row_blocks(model) / len(layout.blocks(model))
     return (depth >= start) & (depth < stop)
+
+
+def describe(scores: Tensor, by_chance: Sequence[Tensor], rows: Tensor) -> dict[str, Any]:
+    """The distribution of scores, that of random directions, and where the region begins."""
+    everything = torch.cat([scores, *by_chance]).double().numpy()
+    edges = np.histogram_bin_edges(everything, 80)
+    counts = np.histogram(scores.double().numpy(), edges)[0]
+    chance = np.mean([np.histogram(one.double().numpy(), edges)[0] for one in by_chance], axis=0)
+    cuts = [float(one.sort().values[len(rows) - 1]) for one in by_chance]
+    return {
+        "histogram": {"edges": edges, "counts": counts, "random": chance},
+        "count": len(rows),
+        "total": len(scores),
+        "threshold": float(scores[rows].max()),
+        "random_threshold": float(np.mean(cuts)),
+    }
+
+
+def per_block(model: nn.Module, rows: Tensor, matrix: str = "gate") -> list[int]:
+    """How many of the rows each block has."""
+    counts = torch.bincount(
+        layout.row_blocks(model, matrix)[rows], minlength=len(layout.blocks(model))
+    )
+    return [int(count) for count in counts]
+
+
+def overlap(rows: Tensor, others: Tensor) -> float:
+    """Share of `rows` that are in `others` too."""
+    return float(torch.isin(rows, others).double().mean())
 
 
 class _EffectCounter:
