@@ -1,0 +1,86 @@
+"""Circuit breakers, representation rerouting (Zou et al. 2024, arXiv 2406.04313).
+
+Adapters turn the hidden states of behaviour texts away from where they were, and hold those of
+other texts in place; the weight moves from the first to the second as training goes on.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, relu
+
+from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.training import (
+    Sampler,
+    Spent,
+    Training,
+    WeightBaseline,
+    at_depths,
+    block_outputs,
+    encode,
+    optimise,
+    read,
+    real,
+)
+from surgery_lib.baselines.tuning import Delta, Lora, tuned
+
+# Blocks 10 and 20 of 32.
+DEPTHS = (0.3, 0.6)
+
+
+def weights(step: int, steps: int, alpha: float) -> tuple[float, float]:
+    """Weights of rerouting and of retaining at a step; half of the way over is where they meet."""
+    share = step / (2 * steps)
+    return alpha * (1 - share), alpha * share
+
+
+def reroute(states: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+    """relu of the cosine with the original states, averaged over real tokens; 1 where unchanged."""
+    return relu(cosine_similarity(states.float(), original.float(), dim=-1))[mask].mean()
+
+
+def retain(states: Tensor, original: Tensor, mask: Tensor) -> Tensor:
+    """L2 distance to the original states, averaged over real tokens; 0 where unchanged."""
+    return (states.float() - original.float())[mask].norm(dim=-1).mean()
+
+
+def learn(
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    training: Training,
+    spent: Spent,
+    alpha: float = 10.0,
+    depths: Sequence[float] = DEPTHS,
+    lora: Lora | None = None,
+) -> Delta:
+    """Low-rank change that reroutes texts of label 1 and retains those of label 0 and `benign`."""
+    behaviour = encode(model, tokenizer, data.of(1), training.max_tokens)
+    kept = encode(model, tokenizer, [*data.of(0), *data.benign], training.max_tokens)
+    spent.labels += len(data.texts) + len(data.benign)
+    where = at_depths(model, depths)
+    samplers = [Sampler(len(rows), training.batch, training.seed) for rows in (behaviour, kept)]
+    which = lora or Lora(rank=16, alpha=16)
+    with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
+
+        def term(rows: Sequence[list[int]], measure: Any) -> Tensor:
+            with torch.no_grad(), part.model.disable_adapter():
+                _, ids, lengths = read(part.model, rows, spent)
+                original = list(outputs)
+            read(part.model, rows, spent)
+            mask = real(lengths, ids.shape[1])
+            return torch.stack([measure(outputs[b], original[b], mask) for b in where]).mean()
+
+        def step(number: int) -> Tensor:
+            away, hold = weights(number, training.steps, alpha)
+            turned = term([behaviour[i] for i in samplers[0].draw()], reroute)
+            held = term([kept[i] for i in samplers[1].draw()], retain)
+            return away * turned + hold * held
+
+        losses = optimise(part.parameters.values(), step, training)
+        return Delta(part.change(), losses)
+
+
+CIRCUIT_BREAKERS = WeightBaseline("circuit_breakers", learn, Training(steps=100, lr=1e-3))

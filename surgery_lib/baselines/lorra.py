@@ -1,0 +1,95 @@
+"""LoRRA: low-rank adapters that move the hidden states along a contrast (Zou et al. 2023).
+
+Representation Engineering (arXiv 2310.01405), section 3.2. The contrast is, at each layer, the mean
+state of texts without the behaviour less that of texts with it: models that follow no instructions
+have no contrast of instructions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.training import (
+    Sampler,
+    Spent,
+    Training,
+    WeightBaseline,
+    at_depths,
+    block_outputs,
+    encode,
+    optimise,
+    read,
+    real,
+)
+from surgery_lib.baselines.tuning import Delta, Lora, tuned
+
+# The blocks whose states are moved, as shares of the depth: 10, 12, ... 20 of 32.
+DEPTHS = (0.3, 0.4, 0.5, 0.6)
+
+
+@torch.no_grad()
+def contrast(
+    model: Any, rows: Mapping[int, Sequence[list[int]]], where: Sequence[int], spent: Spent
+) -> dict[int, Tensor]:
+    """Mean state of texts of label 0 less that of label 1, after each block: block -> (width,)."""
+    means: dict[tuple[int, int], Tensor] = {}
+    with block_outputs(model) as outputs:
+        for label, texts in rows.items():
+            for ids in texts:
+                read(model, [ids], spent)
+                for block in where:
+                    mean = outputs[block].float().mean((0, 1)) / len(texts)
+                    means[label, block] = means.get((label, block), torch.zeros_like(mean)) + mean
+    return {block: means[0, block] - means[1, block] for block in where}
+
+
+def distance(states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """L2 distance of the states of real tokens to their target, averaged over tokens."""
+    return (states.float() - target.float())[mask].norm(dim=-1).mean()
+
+
+def learn(
+    model: Any,
+    tokenizer: Any,
+    data: Labelled,
+    training: Training,
+    spent: Spent,
+    alpha: float = 5.0,
+    depths: Sequence[float] = DEPTHS,
+    contrasted: int = 64,
+    lora: Lora | None = None,
+) -> Delta:
+    """Low-rank change that moves states from the original's by alpha times the contrast.
+
+    `contrasted` texts of each label give the contrast; the states of all texts are moved.
+    """
+    rows = {
+        label: encode(model, tokenizer, data.of(label), training.max_tokens) for label in (0, 1)
+    }
+    spent.labels += len(data.texts)
+    where = at_depths(model, depths)
+    first = {label: texts[:contrasted] for label, texts in rows.items()}
+    shift = contrast(model, first, where, spent)
+    texts = [*rows[0], *rows[1]]
+    sampler = Sampler(len(texts), training.batch, training.seed)
+    which = lora or Lora(targets=None)
+    with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
+
+        def step(_: int) -> Tensor:
+            batch = [texts[i] for i in sampler.draw()]
+            with torch.no_grad(), part.model.disable_adapter():
+                _logits, ids, lengths = read(part.model, batch, spent)
+                targets = {block: outputs[block] + alpha * shift[block] for block in where}
+            mask = real(lengths, ids.shape[1])
+            read(part.model, batch, spent)
+            terms = [distance(outputs[block], targets[block], mask) for block in where]
+            return torch.stack(terms).mean()
+
+        losses = optimise(part.parameters.values(), step, training)
+        return Delta(part.change(), losses)
+
+
+LORRA = WeightBaseline("lorra", learn, Training(steps=70, lr=3e-3))
