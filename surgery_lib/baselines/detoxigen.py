@@ -1,0 +1,101 @@
+"""DetoxiGen (Niu 2024), the paper's "Contrastive Decoding": the model against its own dark side.
+
+P = P_g + alpha (P_g - P_d), restricted to the nucleus of P_g, where P_d is the same model behind a
+soft prompt trained on texts with the behaviour. A probability below zero is clipped; to a
+millionth of P_g rather than zero, which would make divergences infinite.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from surgery_lib.baselines import decoding
+from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.spring import SoftPrompt, train
+from surgery_lib.baselines.training import Spent, Training, with_settings
+
+SMALLEST_SHARE = 1e-6
+
+
+def contrast(good: Tensor, bad: Tensor, alpha: float) -> Tensor:
+    """Log of the clipped, unnormalised probabilities; `good` and `bad` are logits."""
+    p, q = good.float().softmax(-1), bad.float().softmax(-1)
+    return (p + alpha * (p - q)).maximum(SMALLEST_SHARE * p).log()
+
+
+@dataclass(frozen=True, eq=False)
+class FittedDetoxigen:
+    """The soft prompt that brings the behaviour out."""
+
+    prompt: SoftPrompt
+    spent: Spent = field(default_factory=Spent)
+
+    @contextmanager
+    def applied(self, model: Any, strength: float, *, top_p: float = 0.9) -> Iterator[Any]:
+        """The model, steered away from itself behind the soft prompt."""
+        if strength == 0:
+            yield model
+            return
+        prompted = decoding.Companion(self._runner(model))
+
+        def change(call: decoding.Call) -> Tensor:
+            changed = contrast(call.logits, prompted.logits(call), strength)
+            return decoding.shared(call.logits, changed, decoding.nucleus(call.logits, top_p))
+
+        with decoding.processed(model, change):
+            yield model
+
+    def _runner(self, model: Any) -> Any:
+        def run(call: decoding.Call, cache: Any) -> Tensor:
+            with self.prompt.applied(model):
+                # Past the hook on the model's output, which this very call is made from.
+                logits: Tensor = model.forward(
+                    input_ids=call.ids,
+                    attention_mask=call.mask,
+                    past_key_values=cache,
+                    use_cache=cache is not None,
+                ).logits
+            return logits[:, -call.logits.shape[1] :]
+
+        return run
+
+    def cost(self, **_: Any) -> Cost:
+        """The soft prompt, and one more pass for each token."""
+        return Cost(
+            labels=self.spent.labels,
+            forward_tokens=self.spent.forward,
+            backward_tokens=self.spent.backward,
+            extra_forwards=1.0,
+            parameters=self.prompt.embeddings.numel(),
+            needs_gradients=True,
+            ordinary_checkpoint=False,
+        )
+
+
+@dataclass(frozen=True)
+class Detoxigen:
+    """Contrastive decoding against the soft-prompted model."""
+
+    name: str = "detoxigen"
+    kind: Kind = "decoding"
+    training: Training = field(default_factory=lambda: Training(steps=100, lr=1e-2))
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Alpha, and the nucleus."""
+        return {
+            "strength": strength_knob(2.0, high=10.0),
+            "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
+        }
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+    ) -> FittedDetoxigen:
+        """Train the soft prompt on the texts with the behaviour; `length` is its tokens."""
+        training, fixed = with_settings(self.training, seed, fixed)
+        spent = Spent()
+        prompt = train(model, tokenizer, data.of(1), training=training, spent=spent, **fixed)
+        return FittedDetoxigen(prompt, spent)
