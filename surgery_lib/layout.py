@@ -240,7 +240,8 @@ def places(matrix: str) -> list[Place]:
     """Everywhere in a block that the table knows a matrix, in the order in which they are read."""
     if matrix in ATTENTION:
         return [ATTENTION[matrix]]
-    return [place for mlp in MLPS if (place := getattr(mlp, matrix)) is not None]
+    found = [place for mlp in MLPS if (place := getattr(mlp, matrix)) is not None]
+    return list(dict.fromkeys(found))  # several forms of MLP share a down projection
 
 
 def looked_for(matrix: str) -> str:
