@@ -28,6 +28,8 @@ from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
 # The blocks whose states are moved, as shares of the depth: 10, 12, ... 20 of 32.
 DEPTHS = (0.3, 0.4, 0.5, 0.6)
+# Query and value; or the one matrix that holds them, in GPT-2, GPT-NeoX and Phi-3.
+QUERY_VALUE = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def learn(
     shift = contrast(model, first, where, spent)
     texts = [*rows[0], *rows[1]]
     sampler = Sampler(len(texts), training.batch, training.seed)
-    which = lora or Lora(targets=None)
+    which = lora or Lora(targets=QUERY_VALUE)
     with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
 
         def step(_: int) -> Tensor:

@@ -19,15 +19,11 @@ from surgery_lib.errors import UserError
 
 @dataclass(frozen=True)
 class Lora:
-    """Low-rank adapters (peft).
-
-    `targets` names modules; None means the projections that peft has for the architecture, query
-    and value as a rule.
-    """
+    """Low-rank adapters (peft); `targets` names the modules that get them, by suffix."""
 
     rank: int = 8
     alpha: int = 16
-    targets: str | tuple[str, ...] | None = "all-linear"
+    targets: str | tuple[str, ...] = "all-linear"
 
 
 # What is trained: every weight, low-rank adapters, or the weights of these names.
@@ -171,7 +167,9 @@ def _adapters(model: Any, lora: Lora, seed: int) -> Iterator[Tuned]:
     def change() -> dict[str, Tensor]:
         found = {}
         for layer in layers:
-            name = names[id(layer.get_base_layer().weight)]
+            # Experts are one parameter for all, which peft wraps by the parameter's name.
+            parameter = getattr(layer, "parameter_name", "weight")
+            name = names[id(getattr(layer.get_base_layer(), parameter))]
             found[name] = layer.get_delta_weight("default").float()
         return found
 
