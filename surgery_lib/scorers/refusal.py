@@ -76,4 +76,4 @@ class RefusalPhrases:
 
 def _plain(text: str) -> str:
     text = text.replace("’", "'").replace("‘", "'").lower()  # noqa: RUF001
-    return " ".join(text.split()).lstrip(" \"'*->#.:!,")
+    return " ".join(text.split()).lstrip(" \"'“”*->#.:!,")

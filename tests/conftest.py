@@ -1,0 +1,59 @@
+"""What many tests need: a tiny random model with its tokenizer on disk, and the mirror."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scripted
+import torch
+import transformers as hf
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A saved Llama with random weights and a tokenizer of bytes."""
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    tokenizer = scripted.byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=128,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = hf.LlamaForCausalLM(config)
+    for parameter in model.parameters():  # wide, so that no two logits are nearly equal
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny(tiny_folder: Path) -> tuple[Any, Any]:
+    """A fresh model and tokenizer of `tiny_folder`; tests may edit them."""
+    from surgery_lib.models import load_model
+
+    return load_model(str(tiny_folder))
+
+
+@pytest.fixture
+def mirror() -> Path:
+    """The folder with real data and models; the test is skipped, and says so, without it."""
+    name = os.environ.get("SURGERY_MIRROR")
+    if not name:
+        pytest.skip("SURGERY_MIRROR IS NOT SET: nothing was tested on real data")
+    return Path(name)
