@@ -9,7 +9,7 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,8 @@ def atomic(path: Path | str) -> Iterator[Path]:
             f"{path} could not be written ({error}); free some space or choose another folder"
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the error that led here says more than a failed removal
+            temporary.unlink(missing_ok=True)
 
 
 def plain(value: Any) -> Any:

@@ -195,10 +195,10 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
 def test_a_profile_that_has_grown_is_still_the_same_study(tmp_path: Path) -> None:
     run = Study.start(results=tmp_path)
     document = json.loads(run.path("study.json").read_text(encoding="utf-8"))
-    del document["result"]["probe"]["shrinkage"]
+    del document["result"]["probe"]["pooling"]
     run.path("study.json").write_text(json.dumps(document), encoding="utf-8")
     again = Study.start(results=tmp_path)
-    assert flatten(again.read_json("study.json"))["probe.shrinkage"] == 0.1
+    assert flatten(again.read_json("study.json"))["probe.pooling"] == "mean"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,61 @@
+# Two commands, each alone, on a machine with Python >= 3.11 and make:
+#
+#   make reproduce   the embedded study from its first notebook to its tables, into results/
+#   make test        the tests
+#
+# `make reproduce` runs every step even where results are committed (their stamps are not), so
+# `git diff results/` afterwards shows what differs on this machine. A second call does what is
+# missing. Other studies, several behaviours or seeds, and any field of a profile:
+#
+#   make reproduce PROFILE=detoxify BEHAVIOUR=toxicity SEED=0,1 \
+#        SET="model.id=org/name evaluation.limit=50" RESULTS=build/quick
+
+PYTHON ?= python3
+PROFILE ?= patient
+BEHAVIOUR ?= toxicity
+SEED ?= 0
+SET ?=
+RESULTS ?= results
+WORKFLOW ?= workflow/profiles/local
+
+BIN := .venv/bin
+READY := .venv/.installed
+
+.PHONY: reproduce test lab lint lock check-results clean
+
+reproduce: $(READY)
+	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
+	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' set='$(SET)'
+
+test: $(READY)
+	@$(BIN)/python -m pytest
+
+lab: $(READY)
+	@$(BIN)/jupyter lab --notebook-dir=notebooks
+
+lint: $(READY)
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+# Compares RESULTS with the committed results/, within stated tolerances.
+check-results: $(READY)
+	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
+
+# Newest versions that pyproject.toml allows, written down for everybody.
+lock:
+	@rm -rf build/lock && $(PYTHON) -m venv build/lock
+	@build/lock/bin/python -m pip install --quiet 'setuptools>=77' '.[dev]'
+	@build/lock/bin/python workflow/write_lock.py > requirements.lock.new
+	@mv requirements.lock.new requirements.lock
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
+	@$(PYTHON) -m venv .venv || { echo "venv is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "installing requirements.lock into .venv (some minutes, once)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+clean:
+	rm -rf .venv .snakemake .cache build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -1,0 +1,109 @@
+"""The notebooks as a graph. `make reproduce` calls it; so does snakemake with another profile:
+
+    snakemake --profile workflow/profiles/local --config profile=patient behaviour=toxicity \
+        seed=0 results=results set="evaluation.limit=50"
+
+`behaviour` and `seed` may be several, with commas between. A step is done when its stamp,
+logs/<notebook>.done beside the results, is there and its result too: git keeps results and not
+stamps, so a fresh clone runs every step although it comes with results, and compares by git diff.
+"""
+
+import json
+import shlex
+import sys
+from hashlib import sha256
+from itertools import product
+from pathlib import Path
+
+from surgery_lib.errors import UserError
+from surgery_lib.settings import load_profile, parse_overrides
+from surgery_lib.study import Study
+
+# Notebook: what must be done before it, the file that says it is done, whether it belongs to a
+# behaviour and seed or to the whole profile, and the only profile that it is for.
+NOTEBOOKS = {
+    "00_patient": {"needs": [], "writes": "patient.json", "shared": True, "profile": "patient"},
+    "01_probe": {"needs": ["00_patient"], "writes": "probe.json"},
+    "02_region": {"needs": ["01_probe"], "writes": "region.json"},
+    "03_surgery": {"needs": ["02_region"], "writes": "surgery/surgery.json"},
+    "04_evaluate": {"needs": ["03_surgery"], "writes": "evaluation.json"},
+}
+
+NAME = str(config.get("profile", "patient"))
+BEHAVIOURS = str(config.get("behaviour", "toxicity")).split(",")
+SEEDS = [int(seed) for seed in str(config.get("seed", 0)).split(",")]
+RESULTS = Path(str(config.get("results", "results"))).absolute()
+
+try:
+    OVERRIDES = parse_overrides(shlex.split(str(config.get("set") or "")))
+    PROFILE = load_profile(NAME, OVERRIDES).name
+    if workflow.is_main_process:
+        for behaviour, seed in product(BEHAVIOURS, SEEDS):
+            Study.start(NAME, behaviour, seed, OVERRIDES, RESULTS)
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+STEPS = {name: step for name, step in NOTEBOOKS.items() if step.get("profile", PROFILE) == PROFILE}
+
+
+def folder(name):
+    """Where a step writes, with Snakemake's wildcards for behaviour and seed."""
+    shared = STEPS[name].get("shared")
+    return RESULTS / PROFILE if shared else RESULTS / PROFILE / "{behaviour}" / "seed{seed}"
+
+
+def stamp(name):
+    return str(folder(name) / "logs" / f"{name}.done")
+
+
+def every(path):
+    """A path with wildcards for each study asked for."""
+    values = [{"behaviour": b, "seed": s} for b, s in product(BEHAVIOURS, SEEDS)]
+    return sorted({str(path).format(**value) for value in values})
+
+
+def parameters(wildcards):
+    """A notebook's parameters as JSON, so that each keeps its type."""
+    values = {"profile": NAME, "overrides": OVERRIDES, "results": str(RESULTS)}
+    if "behaviour" in wildcards.keys():
+        values |= {"behaviour": wildcards.behaviour, "seed": int(wildcards.seed)}
+    return json.dumps(values)
+
+
+def code(notebook):
+    """Changes when the notebook or the library does, whatever git does to the files' times."""
+    sources = [Path(notebook), *sorted(Path("surgery_lib").rglob("*.py"))]
+    return sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
+
+
+if workflow.is_main_process:
+    for name, step in STEPS.items():
+        for result, done in zip(every(folder(name) / step["writes"]), every(stamp(name))):
+            if not Path(result).is_file():
+                Path(done).unlink(missing_ok=True)
+
+
+rule all:
+    input:
+        [path for name in STEPS for path in every(stamp(name))],
+
+
+for name, step in STEPS.items():
+
+    rule:
+        name:
+            name
+        input:
+            [stamp(need) for need in step["needs"] if need in STEPS],
+        output:
+            touch(stamp(name)),
+        params:
+            notebook=f"notebooks/{name}.ipynb",
+            code=code(f"notebooks/{name}.ipynb"),
+            values=parameters,
+            writes=str(folder(name) / step["writes"]),
+            executed=str(folder(name) / "executed" / f"{name}.ipynb"),
+        threads: workflow.cores
+        shell:
+            "{sys.executable} -m surgery_lib.run {params.notebook} --writes {params.writes:q}"
+            " --executed {params.executed:q} --json {params.values:q}"
