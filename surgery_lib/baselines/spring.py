@@ -151,7 +151,7 @@ class FittedPrompt:
         """The same model with virtual tokens before every text; no weight is touched."""
         return self.prompt.applied(model, self.count(strength))
 
-    def cost(self) -> Cost:
+    def cost(self, **_: Any) -> Cost:
         """What fitting took; with a cache, each text reads the virtual tokens only once."""
         return Cost(
             labels=self.spent.labels,

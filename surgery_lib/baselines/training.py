@@ -207,7 +207,7 @@ class FittedDelta:
         """The same model with the change at this strength; every bit restored after."""
         return self.delta.applied(model, self.sign * strength)
 
-    def cost(self) -> Cost:
+    def cost(self, **_: Any) -> Cost:
         """What fitting took, and how many weights differ."""
         return Cost(
             labels=self.spent.labels,
