@@ -267,7 +267,11 @@ def test_dinm_without_steps_is_identity_and_starts_without_divergence(tiny: Any)
     mask = torch.arange(ids.shape[1]) < lengths[:, None]
     assert float(dinm.divergence(found, found.clone(), mask)) == 0.0
     assert float(dinm.divergence(found * 1.5, found, mask)) > 0
-    one = fit("dinm", model, tokenizer, examples=1)
+    one = fit("dinm", model, tokenizer, examples=1, source="texts")
+    pair = pairs.from_texts(model, tokenizer, DATA, QUICK, Spent())[0]
+    with torch.no_grad():  # the first loss is the likelihood's share alone
+        safe = cross_entropy(model, [pair.chosen], Spent(), [pair.start])
+    assert one.delta.losses[0] == pytest.approx(dinm.EDIT_WEIGHT * float(safe), rel=1e-4)
     assert one.cost().parameters <= model.model.layers[0].mlp.down_proj.weight.numel()
     fixed = fit("dinm", model, tokenizer, block=1)
     assert list(fixed.delta.tensors) == ["model.layers.1.mlp.down_proj.weight"]

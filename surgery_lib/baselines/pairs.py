@@ -18,7 +18,7 @@ Source = Literal["auto", "own", "texts"]
 # How deep the probe reads that tells the model's own completions apart, as a share of the depth.
 PROBE_DEPTH = 0.7
 # How many texts of each label that probe is fitted on, at most.
-PROBE_TEXTS = 1000
+PROBE_TEXTS = 500
 
 
 @dataclass(frozen=True)
