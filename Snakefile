@@ -16,8 +16,7 @@ from itertools import product
 from pathlib import Path
 
 from surgery_lib.errors import UserError
-from surgery_lib.settings import load_profile, parse_overrides
-from surgery_lib.study import Study
+from surgery_lib.settings import check_behaviour, load_profile, parse_overrides
 
 # Notebook: what must be done before it, the file that says it is done, whether it belongs to a
 # behaviour and seed or to the whole profile, and the only profile that it is for.
@@ -36,13 +35,13 @@ RESULTS = Path(str(config.get("results", "results"))).absolute()
 
 try:
     OVERRIDES = parse_overrides(shlex.split(str(config.get("set") or "")))
-    PROFILE = load_profile(NAME, OVERRIDES).name
-    if workflow.is_main_process:
-        for behaviour, seed in product(BEHAVIOURS, SEEDS):
-            Study.start(NAME, behaviour, seed, OVERRIDES, RESULTS)
+    SETTINGS = load_profile(NAME, OVERRIDES)
+    for behaviour in BEHAVIOURS:
+        check_behaviour(SETTINGS, behaviour)
 except UserError as error:
     sys.exit(f"error: {error}")
 
+PROFILE = SETTINGS.name
 STEPS = {name: step for name, step in NOTEBOOKS.items() if step.get("profile", PROFILE) == PROFILE}
 
 
@@ -70,10 +69,11 @@ def parameters(wildcards):
     return json.dumps(values)
 
 
-def code(notebook):
-    """Changes when the notebook or the library does, whatever git does to the files' times."""
+def basis(notebook):
+    """Changes when the notebook, the library or the profile does, whatever times git gives files."""
     sources = [Path(notebook), *sorted(Path("surgery_lib").rglob("*.py"))]
-    return sha256(b"".join(path.read_bytes() for path in sources if path.is_file())).hexdigest()
+    parts = [path.read_bytes() for path in sources if path.is_file()]
+    return sha256(b"".join([SETTINGS.model_dump_json().encode(), *parts])).hexdigest()
 
 
 if workflow.is_main_process:
@@ -99,7 +99,7 @@ for name, step in STEPS.items():
             touch(stamp(name)),
         params:
             notebook=f"notebooks/{name}.ipynb",
-            code=code(f"notebooks/{name}.ipynb"),
+            basis=basis(f"notebooks/{name}.ipynb"),
             values=parameters,
             writes=str(folder(name) / step["writes"]),
             executed=str(folder(name) / "executed" / f"{name}.ipynb"),

@@ -52,6 +52,14 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
     return _validate(settings, "override")
 
 
+def check_behaviour(profile: Profile, name: str) -> None:
+    """UserError where the profile has no such behaviour."""
+    if name not in profile.behaviours:
+        raise UserError(
+            f"profile {profile.name} has no behaviour {name!r}; {closest(name, profile.behaviours)}"
+        )
+
+
 def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
     """`["evaluation.limit=50", "model.id=foo"]` as a mapping; values are read as YAML."""
     overrides = {}
