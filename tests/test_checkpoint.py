@@ -307,7 +307,7 @@ def test_killed_anywhere_it_leaves_no_half_made_copy(tmp_path):
     """Processes killed at their fsyncs, at the rename, and at random moments."""
     source = saved(build("llama", torch.bfloat16), tmp_path / "source", shard="20KB")
     done = subprocess.run(
-        [sys.executable, KILL, source, tmp_path / "edited", "12"],
+        [sys.executable, KILL, source, tmp_path / "edited", "6", "6"],
         capture_output=True,
         text=True,
         check=False,
