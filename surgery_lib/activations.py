@@ -20,11 +20,27 @@ from surgery_lib.errors import UserError
 Pooling = Literal["mean", "last"]
 
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
+TOKENS_PER_BATCH = 2048
+# How much shorter than its batch's longest text a text may be: tokens, and a share of the longest.
+MIN_GAP = 2
+MAX_GAP = 0.1
 
 
 def n_layers(model: nn.Module) -> int:
     """How many `hidden_states` there are: the embeddings, and one after every block."""
     return len(layout.blocks(model)) + 1
+
+
+def layer_numbers(model: nn.Module, layers: Literal["all"] | Sequence[int]) -> list[int]:
+    """Layers of a profile as indices of `hidden_states`: all of them, or negative from the end.
+
+    UserError for a layer that does not exist.
+    """
+    count = n_layers(model)
+    if layers == "all":
+        return list(range(count))
+    numbers = [int(layer) + count * (int(layer) < 0) for layer in layers]
+    return sorted(set(_checked_layers(model, numbers)))
 
 
 @torch.no_grad()
@@ -36,7 +52,7 @@ def pooled_states(
     layers: Sequence[int] | None = None,
     pooling: Pooling = "mean",
     max_tokens: int = MAX_TOKENS,
-    tokens_per_batch: int = 4096,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
     progress: bool = True,
 ) -> Tensor:
     """Hidden states pooled over the real tokens of each text: (texts, layers, width), float32.
@@ -115,14 +131,20 @@ def model_hash(model: nn.Module) -> str:
 def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
     """Indices in groups whose padded batch holds at most `tokens_per_batch` tokens, longest first.
 
-    Longest first shows at once whether the largest batch fits into memory.
+    Longest first shows at once whether the largest batch fits into memory. A batch also ends where
+    a text is much shorter than its longest one, so that little time goes into padding.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    start = 0
-    while start < len(order):
-        size = max(1, tokens_per_batch // lengths[order[start]])
-        yield order[start : start + size]
-        start += size
+    batch: list[int] = []
+    for index in order:
+        longest = lengths[batch[0]] if batch else 0
+        full = (len(batch) + 1) * longest > tokens_per_batch
+        if batch and (full or longest - lengths[index] > max(MIN_GAP, longest * MAX_GAP)):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
 
 
 class _Pooler:

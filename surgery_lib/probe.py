@@ -130,6 +130,26 @@ def measure(probe: Probe, states: Tensor, labels: Sequence[int] | Tensor) -> dic
     }
 
 
+def separation(
+    probe: Probe, states: Tensor, labels: Sequence[int] | Tensor, bins: int = 40
+) -> dict[str, Any]:
+    """How both classes' scores lie apart on states (texts, width): histograms and accuracy."""
+    y = checked_labels(labels, len(states)).numpy()
+    scores = probe.score(states).numpy()
+    edges = np.histogram_bin_edges(scores, bins)
+    present, absent = (np.histogram(scores[y == label], edges)[0] for label in (1, 0))
+    counts = {"edges": edges, "present": present, "absent": absent}
+    return {"scores": counts, "accuracy": float(((scores > 0) == (y == 1)).mean())}
+
+
+def agreement(probes: Sequence[Probe], layer: int) -> dict[str, Any]:
+    """Cosines between the directions of one layer's estimators: names and a square of numbers."""
+    chosen = [probe for probe in probes if probe.layer == layer]
+    units = torch.stack([probe.direction / probe.direction.norm() for probe in chosen])
+    names = [probe.estimator for probe in chosen]
+    return {"layer": layer, "estimators": names, "cosines": (units @ units.t()).tolist()}
+
+
 def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:
     """Labels as (count,) int64. UserError where they are not 0 and 1, both of them, one a text."""
     given = torch.as_tensor(labels).flatten()

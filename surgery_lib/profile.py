@@ -127,7 +127,6 @@ class Probe(Section):
     direction: Literal["difference", "paper"] = Field(
         "difference", description="W1 − W0 normalised, or row 1 as the authors train it"
     )
-    shrinkage: float = Field(0.1, ge=0, le=1, description="of the covariance, for lda")
     limit: int = Field(0, ge=0, description="most texts of a split to fit or test on; 0 = all")
 
 
@@ -142,6 +141,9 @@ class Region(Section):
     )
     fractions: tuple[float, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
+    )
+    effect_texts: int = Field(
+        500, ge=1, description="texts with the behaviour that the effect rule reads"
     )
 
 

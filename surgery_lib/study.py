@@ -18,7 +18,7 @@ import surgery_lib
 from surgery_lib import files, models
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour, Profile, home
-from surgery_lib.settings import closest, flatten, load_profile
+from surgery_lib.settings import check_behaviour, flatten, load_profile
 
 SCHEMA = 1
 # Where a study runs and how much it takes at once do not make it another study.
@@ -51,14 +51,11 @@ class Study:
         or a folder that holds another study.
         """
         settings = load_profile(profile, overrides)
-        if behaviour is not None and behaviour not in settings.behaviours:
-            raise UserError(
-                f"profile {settings.name} has no behaviour {behaviour!r}; "
-                f"{closest(str(behaviour), settings.behaviours)}"
-            )
+        if behaviour is not None:
+            check_behaviour(settings, behaviour)
         if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
             raise UserError(f"seed = {seed!r}: give a whole number from 0 on")
-        if behaviour is not None:
+        if not settings.model.id.startswith("embedded:"):  # those are trained by notebook 00
             models.resolve(settings.model.id)
         _check_paths(settings)
         folder = home() / results / settings.name
@@ -75,6 +72,18 @@ class Study:
         if self.behaviour is None:
             raise UserError("this study has no behaviour; start it with behaviour=…")
         return self.profile.behaviours[self.behaviour]
+
+    def load_model(self) -> tuple[Any, Any]:
+        """The patient and its tokenizer, as the profile says."""
+        wanted = self.profile.model
+        return models.load_model(
+            wanted.id,
+            revision=wanted.revision,
+            dtype=wanted.dtype,
+            device=wanted.device,
+            quantization=wanted.quantization,
+            trust_remote_code=wanted.trust_remote_code,
+        )
 
     @property
     def cache(self) -> Path:

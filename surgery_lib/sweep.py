@@ -12,15 +12,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from surgery_lib import files, region
+from surgery_lib.data import BehaviourData
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.meter import Meter
+from surgery_lib.evaluation.meter import Meter, Reading
 from surgery_lib.probe import Probe
-from surgery_lib.profile import Budget
+from surgery_lib.profile import Budget, Profile
 from surgery_lib.surgery import Surgery, Unit
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
@@ -61,6 +63,29 @@ class Table:
             row_norm=self.row_norm,
             about=asdict(point),
         )
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    probes: Mapping[str, Probe],
+    data: BehaviourData,
+    profile: Profile,
+) -> Table:
+    """Score all rows by every rule of the profile, for every probe."""
+    matrix = profile.region.matrix
+    scores: dict[tuple[str, str], Tensor] = {}
+    for rule in profile.region.rules:
+        if rule == "cosine":
+            found = [region.cosine_scores(model, p.direction, matrix) for p in probes.values()]
+        else:
+            texts = [example.text for example in data.examples["train"] if example.label]
+            directions = torch.stack([p.direction for p in probes.values()])
+            texts = texts[: profile.region.effect_texts]
+            found = list(region.effect_scores(model, tokenizer, texts, directions))
+        scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
+    row_norm = region.mean_row_norm(model, matrix)
+    return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
 
 
 class Ledger:
@@ -119,7 +144,7 @@ def measure(
                 {
                     **asdict(point),
                     "layer": table.probes[point.probe].layer,
-                    "kind": table.probes[point.probe].estimator,
+                    "kind": _kind(table.probes[point.probe].estimator, point.rule),
                     "rate": reading.rate(meter.scorers[0].name),
                     "perplexity_rise": reading.perplexity_rise,
                     "first_token_kl": _value(numbers.get("first_token_kl")),
@@ -173,9 +198,23 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
     return dict(best)
 
 
+def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
+    """Trigger prompts with what the base and the edited model write, those that changed first."""
+    pairs = list(zip(meter.prompts, meter.base.rows, after.rows, strict=True))
+    pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
+    return [
+        {"prompt": prompt.text, "before": before["text"], "after": edited["text"]}
+        for prompt, before, edited in pairs[:count]
+    ]
+
+
 def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:
     over = max(0.0, point["perplexity_rise"] - budget.perplexity_rise * budget.margin)
     return over, point["rate"]["value"], point["perplexity_rise"]
+
+
+def _kind(estimator: str, rule: str) -> str:
+    return estimator if rule == "cosine" else f"{estimator}, {rule}"
 
 
 def _value(reading: Any) -> float | None:

@@ -59,6 +59,31 @@ def probe_scores(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def direction_agreement(result: Mapping[str, Any]) -> Figure:
+    """Cosines between the estimators' directions at one layer."""
+    names = [name.replace("_", " ") for name in result["estimators"]]
+    cosines = np.asarray(result["cosines"])
+    figure, axes = plt.subplots(figsize=(0.62 * WIDTH, 1.2 + 0.5 * len(names)))
+    sns.heatmap(
+        cosines,
+        annot=True,
+        fmt=".2f",
+        vmin=-1,
+        vmax=1,
+        cmap="PuOr",
+        xticklabels=names,
+        yticklabels=names,
+        cbar_kws={"label": "cosine"},
+        ax=axes,
+    )
+    apart = cosines[~np.eye(len(names), dtype=bool)]
+    least = f"cosine down to {apart.min():.2f}" if len(apart) else "one estimator"
+    axes.set(title=f"Directions at layer {result['layer']} differ: {least}")
+    axes.tick_params(axis="x", rotation=20)
+    axes.tick_params(axis="y", rotation=0)
+    return figure
+
+
 # ---------------------------------------------------------------- notebook 02
 
 
@@ -77,13 +102,10 @@ def cosine_distribution(result: Mapping[str, Any]) -> Figure:
     cut = result["threshold"]
     axes.axvspan(edges[0], cut, color=INK["red"], alpha=0.15)
     axes.annotate(
-        f"the region: {result['count']:,} of {result['total']:,} rows",
-        (cut, 0.75),
-        xycoords=("data", "axes fraction"),
-        ha="right",
+        f"the region:\n{result['count']:,} of {result['total']:,} rows",
+        (0.02, 0.8),
+        xycoords="axes fraction",
         color=INK["red"],
-        xytext=(-6, 0),
-        textcoords="offset points",
     )
     axes.set(
         xlabel="cosine of a gate row with the direction",
@@ -104,7 +126,7 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
         axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=rule)
     even = result["count"] / result["blocks"]
     axes.axhline(even, color=INK["grey"], linestyle=":", linewidth=1.5)
-    axes.annotate("spread evenly", (0.99, even), xycoords=("axes fraction", "data"), ha="right")
+    axes.annotate("spread evenly", (0.01, even), xycoords=("axes fraction", "data"), va="bottom")
     counts = np.asarray(next(iter(result["rows_per_block"].values())))
     half = counts[len(counts) // 2 :].sum() / counts.sum()
     axes.set(
@@ -114,7 +136,7 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
         title=f"{percent(half, 0)} of the cosine rule's rows are in the deeper half",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend()
+    axes.legend(loc="lower right")
     return figure
 
 

@@ -1,0 +1,70 @@
+"""The study in one picture, for the README: probe, region, surgery, what changed."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+
+from surgery_lib.report.style import INK, WIDTH, error_bars, percent
+
+
+def overview(
+    probe: Mapping[str, Any], region: Mapping[str, Any], evaluation: Mapping[str, Any]
+) -> Figure:
+    """Three panels from the results of notebooks 01, 02 and 04."""
+    figure, (left, middle, right) = plt.subplots(
+        1, 3, figsize=(1.35 * WIDTH, 3.3), gridspec_kw={"width_ratios": [1, 1, 1.15]}
+    )
+    _probe(left, probe)
+    _region(middle, region)
+    _effect(right, evaluation)
+    return figure
+
+
+def _probe(axes: Any, result: Mapping[str, Any]) -> None:
+    edges = np.asarray(result["scores"]["edges"])
+    for name, colour in (("absent", INK["blue"]), ("present", INK["red"])):
+        axes.stairs(
+            result["scores"][name], edges, fill=True, alpha=0.5, color=colour, label=f"{name}"
+        )
+    axes.set(
+        xlabel="score along the direction",
+        ylabel="validation texts",
+        title=f"1 · A probe finds the direction\n(AUC {result['test']['auc']:.3f} on test texts)",
+    )
+    axes.legend(title="behaviour", loc="upper right")
+
+
+def _region(axes: Any, result: Mapping[str, Any]) -> None:
+    edges = np.asarray(result["histogram"]["edges"])
+    counts = np.asarray(result["histogram"]["counts"])
+    inside = edges[1:] <= result["threshold"]
+    axes.stairs(counts, edges, color=INK["grey"], fill=True, alpha=0.5)
+    axes.stairs(np.where(inside, counts, 0), edges, color=INK["red"], fill=True)
+    share = result["count"] / result["total"]
+    axes.set(
+        xlabel="cosine of gate row and direction",
+        ylabel="gate rows",
+        title=f"2 · The most opposed rows\n({percent(share, 0)} of {result['total']:,})",
+    )
+
+
+def _effect(axes: Any, result: Mapping[str, Any]) -> None:
+    names = list(result["variants"])
+    for row, name in enumerate(names):
+        colour = {"base": INK["black"], "edited": INK["red"]}.get(name, INK["grey"])
+        draws = [draw["rate"] for draw in result["variants"][name]["draws"]]
+        spread = np.linspace(-0.2, 0.2, len(draws)) if len(draws) > 1 else [0.0]
+        for offset, reading in zip(spread, draws, strict=True):
+            value, error = error_bars(reading)
+            axes.errorbar(value, row + offset, xerr=error, fmt="o", color=colour, capsize=2)
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    rise = result["variants"]["edited"]["draws"][0]["perplexity_rise"]
+    axes.set(
+        xlabel="test prompts answered with the behaviour, %",
+        xlim=(0, None),
+        title=f"3 · Adding the direction to them\n(perplexity {100 * rise:+.1f} %)",
+    )

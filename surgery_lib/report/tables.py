@@ -1,0 +1,179 @@
+"""The tables and sentences of notebooks 01 and 04, made from what was measured."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from surgery_lib.evaluation.meter import Meter, Reading
+from surgery_lib.evaluation.statistics import paired_bootstrap
+from surgery_lib.report.style import interval as shown
+from surgery_lib.report.style import markdown_table, percent
+
+
+def probes(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The best layer of each estimator: accuracy on train and validation, AUC."""
+    best: dict[str, Mapping[str, Any]] = {}
+    for row in rows:
+        held = best.get(row["estimator"])
+        if held is None or row["validation"]["auc"] > held["validation"]["auc"]:
+            best[row["estimator"]] = row
+    lines = [
+        [
+            name.replace("_", " "),
+            str(row["layer"]),
+            percent(row["train"]["accuracy"]),
+            percent(row["validation"]["accuracy"]),
+            f"{row['validation']['auc']:.3f}",
+            str(row["validation"]["n"]),
+        ]
+        for name, row in best.items()
+    ]
+    header = ["estimator", "best layer", "train accuracy", "validation accuracy", "AUC", "n"]
+    return markdown_table(header, lines)
+
+
+def variants(meter: Meter, readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+    """Every variant's draws as plain numbers, each with its paired comparison to the base.
+
+    The first of the meter's scorers gives the headline `rate`; all of them are in `rates`.
+    """
+    names = [scorer.name for scorer in meter.scorers]
+    found: dict[str, Any] = {}
+    for variant, draws in readings.items():
+        found[variant] = {"draws": [_draw(meter, reading, names) for reading in draws]}
+    return {"scorers": names, "variants": found, "prompts": len(meter.prompts)}
+
+
+def _draw(meter: Meter, reading: Reading, names: Sequence[str]) -> dict[str, Any]:
+    numbers = reading.as_dict()
+    return numbers | {
+        "rates": numbers["rate"],
+        "rate": numbers["rate"][names[0]],
+        "against_base": {name: meter.against_base(reading, name).as_dict() for name in names},
+    }
+
+
+def summary(result: Mapping[str, Any]) -> str:
+    """The README's table: a line a variant, the draws of a control as their range."""
+    lines = []
+    for name, variant in result["variants"].items():
+        draws = variant["draws"]
+        rates = [shown(draw["rates"][result["scorers"][0]]) for draw in draws]
+        if len(draws) > 1:
+            shares = sorted(100 * draw["rate"]["value"] for draw in draws)
+            rates = [f"{shares[0]:.1f} to {shares[-1]:.1f} ({len(draws)} draws)"]
+        rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
+        rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
+        perplexity = shown(draws[0]["perplexity"], 1.0, 2) if len(draws) == 1 else "-"
+        lines.append([name.replace("_", " "), *rates, perplexity, "" if name == "base" else rise])
+    n = result["variants"]["base"]["draws"][0]["rate"]["n"]
+    header = ["variant", f"behaviour, % of {n} prompts", "perplexity", "rise"]
+    return markdown_table(header, lines)
+
+
+def evaluation(result: Mapping[str, Any]) -> str:
+    """Base, edited and controls: the behaviour by every scorer, and the damage."""
+    header = [
+        "variant",
+        *(f"{name}, %" for name in result["scorers"]),
+        "p",
+        "perplexity",
+        "first-token KL",
+        "KL in context",
+        "distinct-2",
+    ]
+    lines = []
+    for name, variant in result["variants"].items():
+        for number, draw in enumerate(variant["draws"]):
+            label = name.replace("_", " ")
+            label += f" {number}" if len(variant["draws"]) > 1 else ""
+            lines.append([label, *_cells(draw, result["scorers"], name == "base")])
+    return markdown_table(header, lines)
+
+
+def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Iterator[str]:
+    for scorer in scorers:
+        yield shown(draw["rates"][scorer])
+    yield "" if base else _p(draw["against_base"][scorers[0]]["p"])
+    yield shown(draw["perplexity"], 1.0, 2)
+    for key in ("first_token_kl", "context_kl"):
+        yield shown(draw[key], 1.0, 3) if draw.get(key) and not base else "-"
+    yield f"{draw['distinct']['distinct_2']:.2f}" if draw["distinct"]["distinct_2"] else "-"
+
+
+def _p(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def capability(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """Scores before and after, and the change of their mean with a paired bootstrap interval."""
+    changes, tests = [], {}
+    rng = np.random.default_rng(0)
+    for task in before:
+        first, second = (np.asarray(one[task]["items"], dtype=float) for one in (before, after))
+        tests[task] = paired_bootstrap(first, second).as_dict()
+        draws = rng.integers(len(first), size=(2000, len(first)))
+        changes.append((second - first)[draws].mean(axis=1))
+    mean = np.mean(changes, axis=0)
+    change = {
+        "value": float(np.mean([test["difference"] for test in tests.values()])),
+        "low": float(np.percentile(mean, 2.5)),
+        "high": float(np.percentile(mean, 97.5)),
+        "n": sum(test["n"] for test in tests.values()),
+    }
+    plain = [
+        {task: {k: v for k, v in one[task].items() if k != "items"} for task in one}
+        for one in (before, after)
+    ]
+    return {"base": plain[0], "edited": plain[1], "paired": tests, "change": change}
+
+
+def capability_table(result: Mapping[str, Any] | None) -> str:
+    """Tasks before and after, the paired difference, and the average."""
+    if not result:
+        return "This profile names no capability tasks (`evaluation.capability.tasks`)."
+    lines = []
+    for task, base in result["base"].items():
+        pair = result["paired"][task]
+        points = {"value": pair["difference"], "low": pair["low"], "high": pair["high"]}
+        edited = result["edited"][task]
+        cells = [shown(base), shown(edited), shown(points), _p(pair["p"]), str(pair["n"])]
+        lines.append([f"{task} ({base['metric']})", *cells])
+    means = [
+        f"{100 * np.mean([one['value'] for one in result[side].values()]):.1f}"
+        for side in ("base", "edited")
+    ]
+    lines.append(["average", *means, shown(result["change"]), "", str(result["change"]["n"])])
+    return markdown_table(["task", "base, %", "edited, %", "change, points", "p", "n"], lines)
+
+
+def verdict(result: Mapping[str, Any]) -> str:
+    """What the numbers say, in words."""
+    base, edited = (result["variants"][name]["draws"][0] for name in ("base", "edited"))
+    drop = 1 - edited["rate"]["value"] / base["rate"]["value"] if base["rate"]["value"] else 0.0
+    lines = [
+        f"- The behaviour falls from {shown(base['rate'])} % to {shown(edited['rate'])} % "
+        f"(n = {base['rate']['n']}), by {percent(drop, 0)} of what it was.",
+        f"- Clean perplexity goes from {shown(base['perplexity'], 1.0, 2)} to "
+        f"{shown(edited['perplexity'], 1.0, 2)} ({100 * edited['perplexity_rise']:+.1f} %).",
+    ]
+    if result.get("capability"):
+        change = result["capability"]["change"]
+        lines.append(f"- Capability changes by {shown(change)} points on average.")
+    for name, variant in result["variants"].items():
+        if name not in ("base", "edited"):
+            rates = [100 * draw["rate"]["value"] for draw in variant["draws"]]
+            spread = (
+                f"{min(rates):.1f} to {max(rates):.1f}" if len(rates) > 1 else f"{rates[0]:.1f}"
+            )
+            lines.append(f"- Control, {name.replace('_', ' ')}: {spread} %.")
+    return "\n".join(lines) + "\n"
+
+
+def completions(readings: Mapping[str, Sequence[Reading]]) -> Iterator[dict[str, Any]]:
+    """Every completion of every variant, for a JSON-lines file."""
+    for variant, draws in readings.items():
+        for number, reading in enumerate(draws):
+            for row in reading.rows:
+                yield {"variant": variant, "draw": number, **row}
