@@ -9,17 +9,17 @@ from pydantic import BaseModel
 from surgery_lib.errors import UserError
 from surgery_lib.scorers.base import Named
 
-# kind → module, class, and the fields of the description that the class takes
-KINDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+# kind → module, class, and which argument of the class each field of the description is
+KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "classifier": (
         "surgery_lib.scorers.classifier",
         "ClassifierScorer",
-        ("id", "label", "revision"),
+        {"id": "id", "label": "label", "revision": "revision"},
     ),
-    "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", ()),
-    "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", ()),
-    "judge": ("surgery_lib.scorers.judge", "JudgeScorer", ()),
-    "patient": ("surgery_lib.patient.scorer", "PatientScorer", ()),
+    "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
+    "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),
+    "judge": ("surgery_lib.scorers.judge", "JudgeScorer", {"id": "id"}),
+    "patient": ("surgery_lib.patient.scorer", "PatientScorer", {"id": "behaviour"}),
 }
 FIELDS = {"kind", "name", "id", "label", "revision", "threshold", "invert", "options"}
 
@@ -35,11 +35,15 @@ def build(spec: Mapping[str, Any] | BaseModel) -> Named:
     kind = given.get("kind")
     if kind not in KINDS:
         raise UserError(f"unknown scorer {kind!r}; use one of {', '.join(KINDS)}")
-    # Outside the known fields everything is an option: {"kind": "patient", "what": "toxicity"}.
+    # What is no field is an option: {"kind": "judge", "question": "toxicity"}.
     options = {key: given.pop(key) for key in list(given) if key not in FIELDS}
     options |= given.get("options") or {}
     module, family, fields = KINDS[kind]
-    options |= {key: given[key] for key in fields if given.get(key) not in (None, "")}
+    options |= {
+        argument: given[field]
+        for field, argument in fields.items()
+        if given.get(field) not in (None, "")
+    }
     try:
         inner = getattr(importlib.import_module(module), family)(**options)
     except TypeError as error:

@@ -1,0 +1,169 @@
+"""Scores from a server: paced, tried again on passing faults, and kept on disk one by one."""
+
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+from tqdm.auto import tqdm
+
+from surgery_lib.errors import UserError
+from surgery_lib.profile import home
+
+PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+
+
+class Endpoint:
+    """One URL that JSON is posted to, never more often than agreed.
+
+    Args:
+        per_second: Most requests a second, over all threads.
+        attempts: How often one request is tried while the server is busy, broken or out of reach.
+        wait: Seconds before the second attempt; doubled each time, unless the server names a time.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        headers: dict[str, str],
+        *,
+        per_second: float = 1.0,
+        attempts: int = 6,
+        wait: float = 1.0,
+        timeout: float = 60.0,
+    ):
+        self.name = name
+        self.url = url
+        self.attempts = attempts
+        self.wait = wait
+        self.gap = 1.0 / per_second
+        self.next = 0.0
+        self.lock = threading.Lock()
+        self.client = httpx.Client(headers=headers, timeout=timeout)
+
+    def _take_turn(self) -> None:
+        with self.lock:
+            now = time.monotonic()
+            turn = max(now, self.next)
+            self.next = turn + self.gap
+        time.sleep(max(0.0, turn - now))
+
+    def post(self, body: dict[str, Any]) -> Any:
+        """The JSON that the server answers with.
+
+        UserError where it refuses, stays out of reach for all attempts, or answers something else.
+        """
+        fault = ""
+        for attempt in range(self.attempts):
+            self._take_turn()
+            pause = self.wait * 2**attempt
+            try:
+                answer = self.client.post(self.url, json=body)
+            except httpx.TransportError as error:
+                fault = type(error).__name__
+            else:
+                if answer.status_code not in PASSING:
+                    return self._read(answer)
+                fault = f"status {answer.status_code}"
+                pause = _asked_for(answer, pause)
+            if attempt + 1 < self.attempts:
+                time.sleep(pause)
+        raise UserError(
+            f"{self.name} did not answer in {self.attempts} attempts ({fault}); what was scored is "
+            "kept, so start again later, or lower per_second"
+        )
+
+    def _read(self, answer: httpx.Response) -> Any:
+        if answer.status_code in (401, 403):
+            raise UserError(f"{self.name} refuses the key (status {answer.status_code}); renew it")
+        if answer.is_error:
+            told = " ".join(answer.text.split())[:200]
+            raise UserError(
+                f"{self.name} rejects the request (status {answer.status_code}): {told}; "
+                "correct the scorer's options"
+            )
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise UserError(
+                f"{self.name} answered something that is not JSON; check its address"
+            ) from error
+
+
+def _asked_for(answer: httpx.Response, otherwise: float) -> float:
+    try:
+        return min(float(answer.headers["retry-after"]), 120.0)
+    except (KeyError, ValueError):
+        return otherwise
+
+
+class Cache:
+    """Scores by a hash of everything that they depend on; the texts themselves are not stored."""
+
+    def __init__(self, path: Path | str | None = None):
+        self.path = Path(path) if path else home() / ".cache" / "scores.sqlite"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.base = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self.base.execute(
+                "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL)"
+            )
+        except (OSError, sqlite3.Error) as error:
+            raise UserError(
+                f"{self.path} cannot be used as a cache ({error}); delete it or name another"
+            ) from error
+
+    def get(self, key: str) -> float | None:
+        """The score kept under `key`."""
+        row = self.base.execute("SELECT score FROM scores WHERE key = ?", [key]).fetchone()
+        return None if row is None else float(row[0])
+
+    def put(self, key: str, score: float) -> None:
+        """Keep a score, at once."""
+        try:
+            self.base.execute("INSERT OR REPLACE INTO scores VALUES (?, ?)", [key, score])
+        except sqlite3.Error as error:
+            raise UserError(
+                f"{self.path} cannot be written ({error}); free some space or name another cache"
+            ) from error
+
+
+def scored(
+    name: str,
+    items: Sequence[Any],
+    ask: Callable[[Any], float],
+    cache: Cache,
+    identity: Any,
+    workers: int = 1,
+) -> np.ndarray:
+    """Scores (n,) of `items`, each equal one asked for once ever; `identity` is what else counts.
+
+    The first error ends the asking; everything answered by then is in the cache.
+    """
+    keys = [
+        hashlib.sha256(json.dumps([identity, item], sort_keys=True).encode()).hexdigest()
+        for item in items
+    ]
+    known = {key: cache.get(key) for key in keys}
+    missing = {key: item for key, item in zip(keys, items, strict=True) if known[key] is None}
+    with ThreadPoolExecutor(workers) as pool:
+        asked = {pool.submit(ask, item): key for key, item in missing.items()}
+        try:
+            for done in tqdm(as_completed(asked), total=len(asked), desc=name, delay=2.0):
+                known[asked[done]] = done.result()
+                cache.put(asked[done], done.result())
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+            # Answers that were under way when one failed are paid for too.
+            for done, key in asked.items():
+                if done.done() and not done.cancelled() and done.exception() is None:
+                    cache.put(key, done.result())
+    return np.array([known[key] for key in keys], dtype=float)
