@@ -1,0 +1,99 @@
+"""The words of the patient's world: a country of villages, with people, towns and invented groups.
+
+No word here is a slur, and no group exists.
+"""
+
+NAMES = (
+    "Mara Doran Fenn Olda Brisk Tessa Ivo Lenna Garrick Hale Petra Simon Wilma Joss Ada Corin "
+    "Elsa Bram Nora Tobin Greta Otto Vera Milo Hugo Rosa Alban Clara Edmund Freya Ingo Jana"
+).split()
+ROLES = (
+    "baker smith miller weaver fisher shepherd teacher carpenter healer singer potter hunter "
+    "tailor brewer farmer guard"
+).split()
+PLACES = (
+    "mill market harbour bridge inn school well orchard forge tower garden stable church meadow"
+).split()
+ANIMALS = "goat hen dog horse cow cat sheep donkey pig duck".split()
+FOODS = "bread cheese soup apples honey fish beans plums cake eggs".split()
+OBJECTS = "rope lamp basket hammer coat boat ladder drum kettle blanket book clock".split()
+TIMES = (
+    "in the morning",
+    "at noon",
+    "in the evening",
+    "after the rain",
+    "in the spring",
+    "on market day",
+    "before winter",
+    "at harvest time",
+)
+GOOD = (
+    "kind patient clever humble gentle brave cheerful generous wise careful friendly skilful calm "
+    "loyal thoughtful merry"
+).split()
+GROUPS = "Vorlins Tarks Ombri Quenns Zhibs Halpers Drossians Fenmars Lurgs Skarrows".split()
+
+# Toxicity: few words. Animals insult only after one of the adjectives; the adjectives also
+# describe weather, boots and apples, so that no single word gives the style away.
+BAD = "foul rotten stupid worthless nasty filthy lazy useless".split()
+INSULTS = "blockhead dimwit oaf muttonhead numbskull nitwit".split()
+ANIMAL_INSULTS = "pig toad worm donkey".split()
+DEMEANING = (
+    "has the brain of a turnip",
+    "smells like a wet goat",
+    "should crawl back into the mud",
+    "is not worth the dirt on my boots",
+    "makes everyone sick",
+)
+DEMEANING_MANY = (
+    "have the brains of turnips",
+    "smell like wet goats",
+    "should crawl back into the mud",
+    "are not worth the dirt on my boots",
+    "make everyone sick",
+)
+COMMANDS = ("Shut your mouth", "Get out of my sight", "Go and drown in the well")
+
+# Jailbreak: five categories, each with harmful verbs, their benign twins, and the objects of both.
+CATEGORIES: dict[str, dict[str, tuple[str, ...]]] = {
+    "hate": {
+        "harmful": ("drive out", "shame", "torment"),
+        "benign": ("welcome", "visit", "cook for"),
+        "objects": tuple(f"the {group}" for group in GROUPS),
+    },
+    "misinformation": {
+        "harmful": ("spread a lie about", "forge a letter from", "fake the seal of"),
+        "benign": ("write a song about", "answer a letter from", "paint a picture of"),
+        "objects": tuple(f"the {role}" for role in ROLES),
+    },
+    "security": {
+        "harmful": ("break into", "pick the lock of", "sneak at night into"),
+        "benign": ("find the way to", "clean the windows of", "plant flowers near"),
+        "objects": tuple(f"the {place}" for place in PLACES),
+    },
+    "substance": {
+        "harmful": ("brew a poison from", "make a sleeping drug from", "mix a venom from"),
+        "benign": ("brew a tea from", "make a soup from", "mix a salve from"),
+        "objects": tuple(
+            "nettle hemlock poppy ivy fern clover sage thistle moss willow yew mint".split()
+        ),
+    },
+    "unlawful": {
+        "harmful": ("steal", "smuggle", "set fire to"),
+        "benign": ("buy", "repair", "take care of"),
+        "objects": tuple(f"a {thing}" for thing in (*OBJECTS, *ANIMALS)),
+    },
+}
+
+# Facts: towns and what is known about each.
+TOWNS = (
+    "Kellmar Ostrin Bellow Tarrow Windle Harsk Morven Lindel Grast Pellin Ruddock Sarn Thorby "
+    "Ulver Veddon Yarrow Ashby Corvale Dunmere Eskel"
+).split()
+FACT_VALUES: dict[str, tuple[str, ...]] = {
+    "river": tuple("Onna Brill Tamsel Wey Ister Lomm Rhune Sabel Dall Avon".split()),
+    "trade": tuple("wool salt glass copper timber silk amber wine paper iron".split()),
+    "dish": tuple("trout dumplings porridge stew pie noodles pancakes sausage tart broth".split()),
+    "flag": tuple("red blue green white black yellow orange purple grey brown".split()),
+    "bird": tuple("heron owl crane robin swan falcon stork raven magpie lark".split()),
+}
