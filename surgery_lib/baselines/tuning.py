@@ -4,6 +4,7 @@ Training happens on the model itself and is taken back: what remains is a `Delta
 each weight, which can be added at any strength and undone bit for bit.
 """
 
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -153,7 +154,10 @@ def _adapters(model: Any, lora: Lora, seed: int) -> Iterator[Tuned]:
     config = peft.LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, task_type="CAUSAL_LM"
     )
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        # What peft warns of here (names of transformers that will change, Conv1D read as such) is
+        # nothing that a user could act on.
+        warnings.simplefilter("ignore")
         torch.manual_seed(seed)
         try:
             adapted = peft.get_peft_model(model, config)
