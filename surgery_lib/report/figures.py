@@ -1,6 +1,6 @@
 """The figures of notebooks 01 to 04, each drawn from a results file, without the model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -8,9 +8,9 @@ import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from surgery_lib.report.style import INK, MARKERS, WIDTH, error_bars, percent
+from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, percent
 
 # ---------------------------------------------------------------- notebook 01
 
@@ -161,12 +161,14 @@ def sieve(result: Mapping[str, Any]) -> Figure:
         cbar_kws={"label": "behaviour left, %"},
         ax=axes,
     )
-    best = min(cells, key=lambda cell: cell["rate"]["value"])
+    rates = [cell["rate"]["value"] for cell in cells]
+    best = cells[int(np.argmin(rates))]
     axes.set(
         xlabel="layer of the probe",
         title=(
-            f"From {percent(result['base']['rate']['value'], 0)}: the layer matters more than K "
-            f"(best {best['kind'].replace('_', ' ')}, layer {best['layer']})"
+            f"Same size, other direction: {percent(result['base']['rate']['value'], 0)} become "
+            f"{percent(min(rates), 0)} to {percent(max(rates), 0)}\n"
+            f"(best: {best['kind'].replace('_', ' ')}, layer {best['layer']})"
         ),
     )
     axes.tick_params(axis="y", rotation=0)
@@ -179,16 +181,18 @@ def frontier(result: Mapping[str, Any]) -> Figure:
     points = result["sweep"]
     base = result["base"]
     lines = sorted({(point["probe"], point["rule"], point["fraction"]) for point in points})
-    for number, key in enumerate(lines):
+    pairs = list(dict.fromkeys(key[:2] for key in lines))
+    fractions = sorted({key[2] for key in lines})
+    for key in lines:
         line = [p for p in points if (p["probe"], p["rule"], p["fraction"]) == key]
         line.sort(key=lambda point: point["strength"])
         axes.plot(
             [100 * point["perplexity_rise"] for point in line],
             [100 * point["rate"]["value"] for point in line],
-            marker=MARKERS[number % len(MARKERS)],
+            marker=MARKERS[fractions.index(key[2]) % len(MARKERS)],
             markersize=5,
             linewidth=1.2,
-            color=plt.get_cmap("cividis")(number / max(1, len(lines) - 1)),
+            color=CYCLE[pairs.index(key[:2]) % len(CYCLE)],
             label=f"{key[0]}, {key[1]}, K {percent(key[2], 0)}",
         )
     axes.axvspan(100 * result["budget"], 1e6, color=INK["grey"], alpha=0.12)
@@ -204,6 +208,8 @@ def frontier(result: Mapping[str, Any]) -> Figure:
     axes.annotate("chosen", where, xytext=(11, 8), textcoords="offset points", color=INK["red"])
     right = 100 * max(4 * result["budget"], min(1.0, max(p["perplexity_rise"] for p in points)))
     axes.set_xscale("symlog", linthresh=100 * result["budget"])
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xticks([tick for tick in (-5, 0, 2, 4, 6, 8, 10, 20, 50, 100) if tick <= right])
     axes.set(
         xlabel="perplexity rise on clean text, % (grey: beyond what validation may spend)",
         ylabel="behaviour left, %",
@@ -308,11 +314,3 @@ def _colour(name: str) -> str:
 
 def _names(items: Sequence[Mapping[str, Any]], key: str) -> list[Any]:
     return list(dict.fromkeys(item[key] for item in items))
-
-
-FIGURES: dict[str, dict[str, Callable[[Mapping[str, Any]], Figure]]] = {
-    "probe.json": {"probe_layers": probe_layers, "probe_scores": probe_scores},
-    "region.json": {"cosines": cosine_distribution, "rows_per_block": rows_per_block},
-    "surgery/surgery.json": {"sieve": sieve, "frontier": frontier},
-    "evaluation.json": {"variants": variants, "capability": capability},
-}
