@@ -3,7 +3,14 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 
 class Section(BaseModel):
@@ -136,7 +143,7 @@ class Region(Section):
     matrix: Literal["gate", "up", "q", "k", "v", "o", "down"] = Field(
         "gate", description="matrix whose rows are ranked; the paper: gate"
     )
-    rules: tuple[Literal["cosine", "effect"], ...] = Field(
+    rules: tuple[Literal["cosine", "cosine_gain", "effect"], ...] = Field(
         ("cosine",), min_length=1, description="scores to rank by; the paper: cosine"
     )
     fractions: tuple[float, ...] = Field(
@@ -190,6 +197,15 @@ class Evaluation(Section):
     capability: Capability = Field(Capability(), description="tasks run before and after")
 
 
+class Job(Section):
+    """What one study asks of a cluster, all strengths inside; one machine alone ignores it."""
+
+    cores: int = Field(2, ge=1, description="processor cores")
+    gpus: int = Field(0, ge=0, description="graphics cards")
+    memory_gb: float = Field(8.0, gt=0, description="main memory")
+    hours: float = Field(12.0, gt=0, description="after this the cluster may end the job")
+
+
 Control = Literal["random_direction", "random_rows", "aligned_rows", "inverted_direction"]
 
 
@@ -212,13 +228,27 @@ class Profile(Section):
     about: str = Field("", description="one sentence for the reader")
     model: Model = Field(description="the patient")
     behaviours: dict[str, Behaviour] = Field(min_length=1, description="by name")
+    order: tuple[str, ...] = Field(
+        (),
+        description="behaviours operated on one after the other, each along a probe fitted on the "
+        "model that the one before left (the paper, section 4.5)",
+    )
     probe: Probe = Field(Probe(), description="the direction")
     region: Region = Field(Region(), description="the rows")
     surgery: Surgery = Field(Surgery(), description="the edit")
     budget: Budget = Field(Budget(), description="the damage allowed")
     evaluation: Evaluation = Field(Evaluation(), description="the measurement")
     controls: Controls = Field(Controls(), description="what should not work")
+    job: Job = Field(Job(), description="what a cluster has to give")
     seeds: tuple[int, ...] = Field((0,), min_length=1, description="studies to run")
+
+    @field_validator("order")
+    @classmethod
+    def _known(cls, order: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        unknown = [name for name in order if name not in info.data.get("behaviours", order)]
+        if unknown or len(set(order)) < len(order):
+            raise ValueError("names behaviours of this profile, each once")
+        return order
 
 
 def home() -> Path:

@@ -32,10 +32,22 @@ def profile_path(name: str | Path) -> Path:
 def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -> Profile:
     """Read a profile and change fields by dotted key: `{"probe.layers": [1, 2]}`.
 
-    A nested mapping means the same as its dotted keys. UserError names an unknown key with the
-    closest known one, or the field whose value is of the wrong kind.
+    A profile may build on others: `extends: name`, or a list of names. A nested mapping means the
+    same as its dotted keys. UserError names an unknown key with the closest known one, or the field
+    whose value is of the wrong kind.
     """
     path = profile_path(name)
+    profile = _validate({"name": path.stem, **_read(path)}, f"profile {path.name}")
+    if not overrides:
+        return profile
+    settings = profile.model_dump(mode="json")
+    for key, value in flatten(overrides, split_lists=False).items():
+        _set(settings, key, value)
+    return _validate(settings, "override")
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A profile's file on top of those that it `extends`, the later of them on top."""
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
@@ -43,13 +55,25 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
         raise UserError(f"profile {path.name} is not valid YAML: {detail}") from error
     if not isinstance(raw, dict):
         raise UserError(f"profile {path.name} holds no settings; see profiles/patient.yaml")
-    profile = _validate({"name": path.stem, **raw}, f"profile {path.name}")
-    if not overrides:
-        return profile
-    settings = profile.model_dump(mode="json")
-    for key, value in flatten(overrides, split_lists=False).items():
-        _set(settings, key, value)
-    return _validate(settings, "override")
+    bases = raw.pop("extends", [])
+    settings: dict[str, Any] = {}
+    for name in [bases] if isinstance(bases, str) else bases:
+        base = profile_path(name)
+        if base in above:
+            raise UserError(f"profile {path.name} extends {name}, which extends it; drop one")
+        settings = _merged(settings, _read(base, (*above, path)))
+    settings.pop("name", None)
+    return _merged(settings, raw)
+
+
+def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Mappings are merged key by key; of anything else the upper one stands."""
+    merged = dict(below)
+    for key, value in above.items():
+        held = merged.get(key)
+        both = isinstance(held, dict) and isinstance(value, dict)
+        merged[key] = _merged(held, value) if both else value  # type: ignore[arg-type]
+    return merged
 
 
 def check_behaviour(profile: Profile, name: str) -> None:

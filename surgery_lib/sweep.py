@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
-from surgery_lib import files, region
+from surgery_lib import files, gains, region
 from surgery_lib.data import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.meter import Meter, Reading
@@ -26,6 +26,8 @@ from surgery_lib.profile import Budget, Profile
 from surgery_lib.surgery import Surgery, Unit
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
+# Rules that need the weights alone.
+COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,8 @@ def prepare(
     matrix = profile.region.matrix
     scores: dict[tuple[str, str], Tensor] = {}
     for rule in profile.region.rules:
-        if rule == "cosine":
-            found = [region.cosine_scores(model, p.direction, matrix) for p in probes.values()]
+        if rule in COSINES:
+            found = [COSINES[rule](model, p.direction, matrix) for p in probes.values()]
         else:
             texts = [example.text for example in data.examples["train"] if example.label]
             directions = torch.stack([p.direction for p in probes.values()])
