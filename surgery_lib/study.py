@@ -22,7 +22,17 @@ from surgery_lib.settings import check_behaviour, flatten, load_profile
 
 SCHEMA = 1
 # Where a study runs and how much it takes at once do not make it another study.
-FREE = frozenset({"about", "model.device", "evaluation.tokens_per_batch"})
+FREE = frozenset(
+    {
+        "about",
+        "model.device",
+        "evaluation.tokens_per_batch",
+        "job.cores",
+        "job.gpus",
+        "job.memory_gb",
+        "job.hours",
+    }
+)
 
 
 @dataclass(frozen=True)
