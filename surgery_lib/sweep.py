@@ -118,7 +118,8 @@ class Ledger:
         line = files.dumps({"key": self.key, "name": name, "value": value})
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="utf-8") as handle:
-            handle.write(line + "\n")
+            # The line break comes first too: a crash may have cut the last line short.
+            handle.write(f"\n{line}\n")
         self.known[name] = json.loads(line)["value"]
         return self.known[name]
 

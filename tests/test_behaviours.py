@@ -1,0 +1,91 @@
+"""Data of a behaviour as a profile describes it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery_lib import behaviours, files
+from surgery_lib.errors import UserError
+from surgery_lib.profile import Behaviour
+
+
+def spec(folder: Path, **changes: Any) -> Behaviour:
+    """A behaviour from a user's own files, one a split."""
+    for number, split in enumerate(("train", "validation", "test")):
+        rows = [{"text": f"{split} text {i}", "kind": "bad" if i % 2 else "good"} for i in range(8)]
+        files.write_jsonl(folder / f"{split}.jsonl", rows)
+        prompts = [{"text": f"{split} prompt {i}", "group": "challenging"} for i in range(4)]
+        files.write_jsonl(folder / f"{split}-prompts.jsonl", prompts)
+        lines = [f"clean sentence {number} {i}." for i in range(30)]
+        files.write_text(folder / f"{split}.txt", "\n".join(lines))
+
+    def each(suffix: str, **fields: Any) -> dict[str, Any]:
+        return {
+            split: {"kind": "file", "id": str(folder / f"{split}{suffix}"), **fields}
+            for split in ("train", "validation", "test")
+        }
+
+    values: dict[str, Any] = {
+        "examples": each(".jsonl", label="kind", positive=["bad"]),
+        "prompts": each("-prompts.jsonl"),
+        "clean": each(".txt", join=40),
+        "guide": {"kind": "refusal"},
+        "report": [{"kind": "refusal"}],
+    }
+    return Behaviour.model_validate(values | changes)
+
+
+def test_files_become_labelled_texts_prompts_and_prose(tmp_path: Path) -> None:
+    data = behaviours.load("own", spec(tmp_path))
+    assert [e.label for e in data.examples["train"]].count(1) == 4
+    assert {e.text.split()[0] for e in data.examples["test"]} == {"test"}
+    assert data.prompts["validation"][0].group == "challenging"
+    assert all(len(text) >= 40 for text in data.clean["test"])
+    assert data.contexts["test"][0][0] == data.prompts["test"][0].text
+
+
+def test_a_limit_keeps_both_classes(tmp_path: Path) -> None:
+    data = behaviours.load("own", spec(tmp_path), limit=2)
+    assert sorted(e.label for e in data.examples["train"]) == [0, 0, 1, 1]
+    assert len(data.prompts["test"]) == 2
+
+
+def test_one_class_is_an_error_that_says_so(tmp_path: Path) -> None:
+    one = spec(tmp_path)
+    rows = [{"text": f"text {i}", "kind": "good"} for i in range(8)]
+    files.write_jsonl(tmp_path / "train.jsonl", rows)
+    with pytest.raises(UserError, match="texts of both"):
+        behaviours.load("own", one)
+
+
+def test_a_text_in_two_splits_is_an_error(tmp_path: Path) -> None:
+    one = spec(tmp_path)
+    (tmp_path / "test.jsonl").write_bytes((tmp_path / "train.jsonl").read_bytes())
+    with pytest.raises(UserError, match="drop it from one"):
+        behaviours.load("own", one)
+
+
+def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
+    wrong = spec(tmp_path)
+    files.write_jsonl(tmp_path / "train.jsonl", [{"comment": "a", "kind": "bad"}])
+    with pytest.raises(UserError, match="comment"):
+        behaviours.load("own", wrong)
+
+
+def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
+    files.write_text(tmp_path / "a.csv", "text,kind\nhello,bad\n")
+    assert behaviours.read_table(tmp_path / "a.csv") == [{"text": "hello", "kind": "bad"}]
+    files.write_text(tmp_path / "a.xls", "")
+    with pytest.raises(UserError, match="convert"):
+        behaviours.read_table(tmp_path / "a.xls")
+
+
+def test_real_text_splits_share_nothing(mirror: Path) -> None:
+    from surgery_lib.settings import load_profile
+
+    data = behaviours.load("toxicity", load_profile("real-text").behaviours["toxicity"])
+    data.check()
+    groups = {prompt.group for prompt in data.prompts["test"]}
+    assert groups == {"challenging", "neutral"}
+    assert min(len(members) for members in data.examples.values()) >= 900
