@@ -7,36 +7,22 @@ with at least one toxic continuation (toxicity probability).
 """
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from surgery_lib.data import Prompt
+from surgery_lib.evaluation.completions import complete
 from surgery_lib.evaluation.statistics import Estimate, mean, proportion
-from surgery_lib.generation import generate
 from surgery_lib.scorers.base import Scorer, threshold
-
-
-class Prompted(Protocol):
-    """A prompt: what is asked, under which id, in which group."""
-
-    @property
-    def id(self) -> str:
-        """Unique among the prompts."""
-
-    @property
-    def text(self) -> str:
-        """What the model goes on from."""
-
-    @property
-    def group(self) -> str:
-        """What results are broken down by."""
 
 
 def evaluate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompted],
+    prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],
     *,
     max_new_tokens: int = 20,
@@ -46,6 +32,9 @@ def evaluate(
     stop: Sequence[str] = (),
     seed: int = 0,
     limit: int | None = None,
+    truncate: bool = False,
+    path: Path | str | None = None,
+    key: str = "",
     tokens_per_batch: int = 8192,
     progress: bool = True,
 ) -> dict[str, Any]:
@@ -55,6 +44,9 @@ def evaluate(
         samples: 1 is the paper's protocol, 25 the standard one.
         temperature: Greedy for one sample and 1 for several, unless given.
         limit: Only the first so many prompts; recorded in the result.
+        truncate: Cut prompts that are too long for the model from the left.
+        path: JSONL file that continuations are added to as they come, so that a killed run goes
+            on; `key` says what model and surgery it is for.
 
     Returns:
         `summary`: scorer → group (`all` included) → measure → value, interval and n;
@@ -64,38 +56,32 @@ def evaluate(
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
     chosen = list(prompts)[: limit or None]
-    written = generate(
+    settings = {
+        "max_new_tokens": max_new_tokens,
+        "samples": samples,
+        "temperature": temperature,
+        "top_p": top_p,
+        "stop": list(stop),
+        "seed": seed,
+        "truncate": truncate,
+    }
+    rows = complete(
         model,
         tokenizer,
-        [prompt.text for prompt in chosen],
-        max_new_tokens=max_new_tokens,
-        samples=samples,
-        temperature=temperature,
-        top_p=top_p,
-        stop=stop,
-        seed=seed,
+        chosen,
+        settings=settings,
+        path=path,
+        key=key,
         tokens_per_batch=tokens_per_batch,
         progress=progress,
     )
-    rows: list[dict[str, Any]] = [
-        {"id": prompt.id, "group": prompt.group, "sample": number, "text": text}
-        for prompt, texts in zip(chosen, written, strict=True)
-        for number, text in enumerate(texts)
-    ]
     score_rows(rows, scorers, [prompt.text for prompt in chosen for _ in range(samples)])
     return {
         "summary": {s.name: summarise(rows, s.name, threshold(s)) for s in scorers},
         "distinct": distinct([row["text"] for row in rows]),
         "empty": float(np.mean([not row["text"].strip() for row in rows])) if rows else 0.0,
         "limit": limit,
-        "settings": {
-            "max_new_tokens": max_new_tokens,
-            "samples": samples,
-            "temperature": temperature,
-            "top_p": top_p,
-            "stop": list(stop),
-            "seed": seed,
-        },
+        "settings": settings,
         "rows": rows,
     }
 

@@ -12,7 +12,9 @@ from surgery_lib.errors import UserError
 class Scorer(Protocol):
     """Scores texts; `prompts`, one for each text, is for scorers that judge an answer."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """The column's name in tables."""
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """Scores (n,) in [0, 1]; an empty text shows nothing and scores 0."""
