@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile", "behaviour", "seed", "overrides", "results"}
-OWN = {"00_patient": {"retrain", "limit"}}
+OWN = {
+    "00_patient": {"retrain", "limit"},
+    "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
+}
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 

@@ -1,0 +1,231 @@
+"""Notebook 05: Pareto fronts, the table at each budget, what each method costs, closing words."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from surgery_lib.evaluation.statistics import compare
+from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
+from surgery_lib.report.style import interval as shown
+
+KINDS = {
+    "weights": "edits of the weights",
+    "hook": "hooks on activations",
+    "decoding": "decoding",
+    "tokens": "virtual tokens",
+}
+SURGERY = "surgery"
+PAPER = "surgery_paper"
+
+Outcome = Mapping[str, Any]
+
+
+def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
+    """Validation (damage, behaviour) of the trials that no other beats, by increasing damage."""
+    trials = [t for t in outcome["trials"] if t["behaviour"] is not None]
+    trials.sort(key=lambda t: (t["damage"][measure], t["behaviour"]))
+    found: list[tuple[float, float]] = []
+    for trial in trials:
+        if not found or trial["behaviour"] < found[-1][1]:
+            found.append((trial["damage"][measure], trial["behaviour"]))
+    return found
+
+
+def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
+    """Behaviour against damage on validation, a panel a kind of method, surgery in all of them."""
+    groups = [kind for kind in KINDS if any(o["kind"] == kind for o in outcomes)]
+    figure, grid = plt.subplots(
+        1, len(groups), figsize=(1.6 * WIDTH, 4.6), sharey=True, squeeze=False
+    )
+    surgery = [o for o in outcomes if o["name"] == SURGERY]
+    for axes, kind in zip(grid[0], groups, strict=True):
+        others = [o for o in outcomes if o["kind"] == kind and o["name"] != SURGERY]
+        for number, outcome in enumerate(others):
+            _front(axes, outcome, base, measure, CYCLE[number % len(CYCLE)], number)
+        for outcome in surgery:
+            _front(axes, outcome, base, measure, INK["black"], 0, width=2.5)
+        axes.set(title=KINDS[kind], xlabel=_label(measure), ylim=(0, None))
+        axes.set_xscale("symlog", linthresh=0.01)
+        axes.legend(fontsize=8, loc="upper right")
+    grid[0, 0].set_ylabel("behaviour on validation prompts")
+    grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    return figure
+
+
+def _front(
+    axes: Axes,
+    outcome: Outcome,
+    base: float,
+    measure: str,
+    colour: str,
+    number: int,
+    width: float = 1.3,
+) -> None:
+    points = [(0.0, base), *front(outcome, measure)]
+    damage, rate = zip(*points, strict=True)
+    axes.plot(
+        damage,
+        np.minimum.accumulate(rate),
+        drawstyle="steps-post",
+        marker=MARKERS[number % len(MARKERS)],
+        markersize=4,
+        linewidth=width,
+        color=colour,
+        label=outcome["name"].replace("_", " "),
+    )
+
+
+def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, Outcome]:
+    """Method → its point at one budget; methods that reach none are left out."""
+    return {
+        outcome["name"]: point
+        for outcome in outcomes
+        for point in outcome["points"]
+        if point["measure"] == measure and point["budget"] == budget
+    }
+
+
+def budget_bars(
+    outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float, scorer: str
+) -> Figure:
+    """Behaviour on test prompts of every method at one budget, best first."""
+    points = at_budget(outcomes, measure, budget)
+    names = sorted(points, key=lambda name: points[name]["test"]["rate"][scorer]["value"])
+    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.26 * len(names)))
+    for row, name in enumerate(names):
+        value, error = error_bars(points[name]["test"]["rate"][scorer])
+        colour = INK["red"] if name == SURGERY else INK["blue"]
+        axes.errorbar(value, row, xerr=error, fmt="o", color=colour, capsize=2, markersize=5)
+    reading = base["test"]["rate"][scorer]
+    axes.axvspan(100 * reading["low"], 100 * reading["high"], color=INK["grey"], alpha=0.2)
+    axes.axvline(100 * reading["value"], color=INK["grey"])
+    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    axes.invert_yaxis()
+    place = names.index(SURGERY) + 1 if SURGERY in names else len(names) + 1
+    axes.set(
+        xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
+        xlim=(0, None),
+        title=f"At {_label(measure)} ≤ {budget}: surgery is number {place} of {len(names)}",
+    )
+    return figure
+
+
+def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
+    """Behaviour on test prompts at each budget of one measure, best at the middle budget first."""
+    budgets = sorted({p["budget"] for o in outcomes for p in o["points"]})
+    middle = budgets[len(budgets) // 2] if budgets else 0.0
+
+    def rate(name: str, budget: float) -> Any:
+        point = at_budget(outcomes, measure, budget).get(name)
+        return point["test"]["rate"][scorer] if point else None
+
+    names = [outcome["name"] for outcome in outcomes]
+    names.sort(key=lambda name: one["value"] if (one := rate(name, middle)) else 2.0)
+    lines = [["no method", *([shown(base["test"]["rate"][scorer])] * len(budgets))]]
+    for name in names:
+        cells = [shown(one) if (one := rate(name, b)) else "-" for b in budgets]
+        lines.append([name.replace("_", " "), *cells])
+    n = base["test"]["rate"][scorer]["n"]
+    header = [f"behaviour, % of {n} prompts", *(f"{_label(measure)} ≤ {b}" for b in budgets)]
+    return markdown_table(header, lines)
+
+
+def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float) -> str:
+    """What each method's point at one budget costs on test data: perplexity, KL, capability."""
+    lines = []
+    for name, point in at_budget(outcomes, measure, budget).items():
+        test = point["test"]
+        tasks = point.get("capability")
+        lines.append(
+            [
+                name.replace("_", " "),
+                f"{100 * test['perplexity_rise']:+.1f}",
+                shown(test.get("first_token_kl") or {}, 1.0, 3),
+                shown(test.get("context_kl") or {}, 1.0, 3),
+                f"{100 * np.mean(list(tasks.values())):.1f}" if tasks else "-",
+                f"{test['distinct']['distinct_2']:.2f}",
+            ]
+        )
+    known = base.get("capability")
+    average = f" (base {100 * np.mean(list(known.values())):.1f})" if known else ""
+    header = ["method", "perplexity, %", "first-token KL", "KL in context"]
+    return markdown_table([*header, f"capability{average}", "distinct-2"], lines)
+
+
+def cost_table(outcomes: Sequence[Outcome]) -> str:
+    """What each method takes to fit and to use."""
+    lines = []
+    for outcome in outcomes:
+        cost = outcome["cost"]
+        lines.append(
+            [
+                outcome["name"].replace("_", " "),
+                f"{cost['labels']:,}",
+                f"{cost['forward_tokens']:,}",
+                f"{cost['backward_tokens']:,}",
+                f"{cost['fit_seconds']:.1f}",
+                f"{cost['fit_memory'] / 2**20:,.0f}",
+                f"{cost['latency']:.2f}",
+                f"{cost['parameters']:,}",
+                "yes" if cost["needs_gradients"] else "no",
+                "yes" if cost["ordinary_checkpoint"] else "no",
+            ]
+        )
+    header = ["method", "labels", "forward tokens", "backward tokens", "fit, s", "fit, MiB more"]
+    header += ["time to generate", "parameters", "gradients", "ordinary checkpoint"]
+    return markdown_table(header, lines)
+
+
+def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> list[dict[str, Any]]:
+    """Recommended surgery minus the paper's form at each budget, paired over test prompts."""
+    found = []
+    for budget in sorted({p["budget"] for o in outcomes for p in o["points"]}):
+        points = at_budget(outcomes, measure, budget)
+        if SURGERY in points and PAPER in points:
+            pair = compare(points[PAPER]["flags"][scorer], points[SURGERY]["flags"][scorer])
+            found.append({"budget": budget, **pair.as_dict()})
+    return found
+
+
+def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
+    """Where surgery wins and where it loses, at each budget, in words made from the numbers."""
+    lines = []
+    for budget in sorted({p["budget"] for o in outcomes for p in o["points"]}):
+        points = at_budget(outcomes, measure, budget)
+        if SURGERY not in points:
+            lines.append(f"- At {_label(measure)} ≤ {budget} surgery has no point at all.")
+            continue
+        ours = points[SURGERY]
+        ahead: list[str] = []
+        level: list[str] = []
+        behind: list[str] = []
+        for name, point in points.items():
+            if name == SURGERY:
+                continue
+            pair = compare(ours["flags"][scorer], point["flags"][scorer])
+            where = (
+                level if pair.low <= 0 <= pair.high else ahead if pair.difference < 0 else behind
+            )
+            where.append(name.replace("_", " "))
+        lines.append(
+            f"- At {_label(measure)} ≤ {budget} surgery leaves "
+            f"{shown(ours['test']['rate'][scorer])} % of "
+            f"{shown(base['test']['rate'][scorer])} %. Better, beyond the paired interval: "
+            f"{', '.join(ahead) or 'none'}. Not told apart: {', '.join(level) or 'none'}. "
+            f"Worse: {', '.join(behind) or 'none'}."
+        )
+    for one in against_paper(outcomes, measure, scorer):
+        lines.append(
+            f"- Recommended surgery against the paper's form at ≤ {one['budget']}: "
+            f"{shown({**one, 'value': one['difference']})} points (n = {one['n']})."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _label(measure: str) -> str:
+    return {"first_token_kl": "first-token KL", "context_kl": "KL in context"}[measure]
