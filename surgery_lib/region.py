@@ -5,7 +5,7 @@ over all layers together. The effect rule asks what adding the direction to a ro
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -19,8 +19,8 @@ from surgery_lib.errors import UserError
 Rule = Literal["opposed", "aligned", "random", "all"]
 
 # Rows are converted to float32 this many numbers at a time, so that a converted chunk stays in the
-# processor's cache and the whole costs one pass over the weights.
-CHUNK_NUMBERS = 1 << 18
+# processor's cache.
+CHUNK_NUMBERS = 1 << 20
 
 
 @torch.no_grad()
@@ -36,8 +36,7 @@ def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
         _check_width(direction, weight.shape[1])
         unit = direction.to(weight.device, torch.float32)
         unit = unit / unit.norm()
-        for chunk in _chunks(weight):
-            rows = chunk.float()
+        for rows in _chunks(weight):
             parts.append((rows @ unit / rows.norm(dim=1).clamp_min(1e-30)).cpu())
     scores = torch.cat(parts)
     if not torch.isfinite(scores).all():
@@ -55,7 +54,7 @@ def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
 
 def norm_sums(weight: Tensor) -> list[float]:
     """Sums of the Euclidean norms of a matrix's rows, chunk by chunk."""
-    return [chunk.float().norm(dim=1).double().sum().item() for chunk in _chunks(weight)]
+    return [chunk.norm(dim=1).double().sum().item() for chunk in _chunks(weight)]
 
 
 def mean_norm(sums: Sequence[float], rows: int) -> float:
@@ -149,11 +148,11 @@ def select(
 
 def row_count(k: int | float, total: int) -> int:
     """K as a number of rows: an int is a count, a float a fraction of `total`."""
-    count = round(k * total) if isinstance(k, float) else int(k)
     if isinstance(k, float) and not 0 < k <= 1:
         raise UserError(
             f"K = {k} is no fraction; give a float in (0, 1], or a whole number of rows"
         )
+    count = round(k * total) if isinstance(k, float) else int(k)
     if not 1 <= count <= total:
         raise UserError(
             f"K = {k} is {count} rows, but there are {total}; choose between 1 and {total}"
@@ -282,10 +281,18 @@ def _bias(block: nn.Module, gate: layout.Place) -> Tensor | None:
     return block.get_parameter(path).data if layout.has_parameter(block, path) else None
 
 
-def _chunks(weight: Tensor) -> Sequence[Tensor]:
+def _chunks(weight: Tensor) -> Iterator[Tensor]:
+    """The rows in float32, a part at a time; each part may overwrite the one before."""
+    size = chunk_rows(weight.shape[1])
     if weight.device.type != "cpu":
-        return [weight]
-    return weight.split(chunk_rows(weight.shape[1]))
+        yield weight.float()
+    elif weight.dtype == torch.float32:
+        yield from weight.split(size)
+    else:
+        # One buffer: fresh memory for every part costs several times the arithmetic.
+        buffer = torch.empty(min(size, len(weight)), weight.shape[1])
+        for part in weight.split(size):
+            yield buffer[: len(part)].copy_(part)
 
 
 def chunk_rows(width: int) -> int:

@@ -144,9 +144,7 @@ class Calls:
 
 
 def cached(cache: Path, model: Any, texts: list[str] = tiny.TEXTS, **options: Any) -> torch.Tensor:
-    return activations.cached_states(
-        cache, model, tiny.Letters(), texts, progress=False, **options
-    )
+    return activations.cached_states(cache, model, tiny.Letters(), texts, progress=False, **options)
 
 
 def test_cache_hit_runs_no_model(tmp_path: Path) -> None:
