@@ -1,5 +1,6 @@
 """Notebooks without a screen: what papermill lets pass is caught, and a killed run resumes."""
 
+import importlib
 import json
 import os
 import shutil
@@ -184,3 +185,27 @@ def wait_for(path: Path, seconds: float = 240) -> None:
     while not path.is_file():
         assert time.monotonic() < end, f"{path} did not appear"
         time.sleep(0.1)
+
+
+def test_results_are_compared_within_stated_tolerances(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "workflow"))
+    compare = importlib.import_module("compare_results").compare
+    result = {"rate": {"value": 0.50, "n": 300}, "chosen": {"layer": 4}, "sweep": [{"rate": 0.1}]}
+
+    def differences(**changes: object) -> list[str]:
+        for name, value in (("old", result), ("new", {**result, **changes})):
+            path = tmp_path / name / "patient" / "evaluation.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"schema": 1, "commit": name, "result": value}))
+        return list(compare(tmp_path / "old", tmp_path / "new"))
+
+    assert differences() == []
+    assert differences(rate={"value": 0.52, "n": 300}, sweep=[]) == []
+    lines = differences(rate={"value": 0.6, "n": 299}, chosen={"layer": 3}, more=1)
+    fields = [line.split(":")[1] for line in lines]
+    assert fields == ["more", "chosen.layer", "rate.n", "rate.value"]
+    assert lines[-1].endswith("0.5 became 0.6")
+    with pytest.raises(UserError, match="holds no results"):
+        compare(tmp_path / "old", tmp_path / "empty")

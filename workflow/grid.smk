@@ -1,0 +1,107 @@
+"""A grid of studies as a graph: one job is a (profile, behaviour, seed), all its steps inside.
+
+    make grid GRID=workflow/grids/patient.yaml
+    snakemake -s workflow/grid.smk --profile workflow/profiles/slurm \
+        --config grid=workflow/grids/patient.yaml results=results
+
+A job runs the ordinary Snakefile for its study on the node that it is given; what it asks of the
+cluster stands in the study's profile, under `job`. What one profile's studies share is made once,
+first. A study that fails leaves the others alone; a second call runs what is missing.
+"""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+from surgery_lib.errors import UserError
+from surgery_lib.grid import Grid
+
+try:
+    GRID = Grid.load(config["grid"])
+except KeyError:
+    sys.exit("error: name a grid: --config grid=workflow/grids/patient.yaml")
+except UserError as error:
+    sys.exit(f"error: {error}")
+
+RESULTS = Path(str(config.get("results", "results"))).absolute()
+# What a job runs. Another file is only of use to tests of the grid itself.
+SNAKEFILE = str(config.get("snakefile", "Snakefile"))
+OVERRIDES = shlex.join(f"{key}={json.dumps(value)}" for key, value in GRID.overrides.items())
+
+
+def job(wildcards):
+    """What the study's profile asks for."""
+    return GRID.settings[wildcards.profile].job
+
+
+def resources(**extra):
+    """Memory in MB, time in minutes, and graphics cards where the profile wants any."""
+    return {
+        "mem_mb": lambda wildcards: round(1000 * job(wildcards).memory_gb),
+        "runtime": lambda wildcards: round(60 * job(wildcards).hours),
+        "gpu": lambda wildcards: job(wildcards).gpus,
+        **extra,
+    }
+
+
+def study(behaviour, seed, target="all"):
+    """The command of one study on the node that it is given."""
+    return (
+        f"{sys.executable} -m snakemake {target} --snakefile {{params.snakefile:q}}"
+        " --profile workflow/profiles/local --cores {threads} --directory . --config"
+        f" profile={{params.profile:q}} behaviour={behaviour} seed={seed}"
+        " results={params.results:q} set={params.overrides:q}"
+    )
+
+
+SHARED = study("{params.first[0]}", "{params.first[1]}", "shared")
+WHOLE = study("{wildcards.behaviour}", "{wildcards.seed}")
+
+
+wildcard_constraints:
+    profile="[^/]+",
+    behaviour="[^/]+",
+    seed=r"\d+",
+
+
+localrules:
+    all,
+
+
+rule all:
+    input:
+        [str(RESULTS / one / "logs" / "grid.done") for one in GRID.folders()],
+
+
+rule shared:
+    output:
+        touch(str(RESULTS / "{profile}" / "logs" / "grid.shared")),
+    params:
+        snakefile=SNAKEFILE,
+        profile=lambda wildcards: GRID.paths[wildcards.profile],
+        first=lambda wildcards: GRID.first(wildcards.profile),
+        results=str(RESULTS),
+        overrides=OVERRIDES,
+    threads: lambda wildcards: job(wildcards).cores
+    resources:
+        **resources(),
+    shell:
+        SHARED
+
+
+rule study:
+    input:
+        str(RESULTS / "{profile}" / "logs" / "grid.shared"),
+    output:
+        touch(str(RESULTS / "{profile}" / "{behaviour}" / "seed{seed}" / "logs" / "grid.done")),
+    params:
+        snakefile=SNAKEFILE,
+        profile=lambda wildcards: GRID.paths[wildcards.profile],
+        results=str(RESULTS),
+        overrides=OVERRIDES,
+    threads: lambda wildcards: job(wildcards).cores
+    resources:
+        **resources(),
+    shell:
+        WHOLE
