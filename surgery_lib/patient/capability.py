@@ -49,25 +49,23 @@ def sums(rng: Random) -> Item:
 
 
 def deduction(rng: Random) -> Item:
-    """From a trade by one of three rules to what follows (the counterpart of BBH).
+    """From a person's trade by one of three rules to what follows (the counterpart of BBH).
 
-    Half of the items ask for one of three, the others for yes or no.
+    Two items of three ask which of three skills, the others for yes or no.
     """
-    name = rng.choice(lx.NAMES)
-    words = rng.sample(lx.ROLES, 6)
-    rules = [
-        f"{rng.choice(('Every', 'Every', 'No'))} {trade} is a {skill}."
-        for trade, skill in zip(words[:3], words[3:], strict=True)
-    ]
+    name, trades, skills = rng.choice(lx.NAMES), rng.sample(lx.ROLES, 3), rng.sample(lx.SKILLS, 3)
+    quantities = [rng.choice(("Each", "Each", "No")) for _ in trades]
     i = rng.randrange(3)
-    own, skill = f"{name} is a {words[i]}.", words[3 + i]
-    if rng.random() < 0.5:
-        rules[i] = f"Every {words[i]} is a {skill}."
-        asked, target = f"What else is {name}?", skill
+    if rng.random() < 2 / 3:
+        quantities[i] = "Each"
+        asked, target = f"What does {name} do?", skills[i]
     else:
-        asked = f"Is {name} a {skill}?"
-        target = "yes" if rules[i].startswith("Every") else "no"
-    question = f"Question: {' '.join(rules)} {own} {asked} Answer:"
+        quantities[i] = rng.choice(("Each", "No"))
+        asked, target = "Is it so?", "yes" if quantities[i] == "Each" else "no"
+    rules = [f"{q} {t} {s}." for q, t, s in zip(quantities, trades, skills, strict=True)]
+    own = f"{name} is a {trades[i]}."
+    said = f" {name} {skills[i]}." if asked.startswith("Is") else ""
+    question = f"Question: {' '.join(rules)} {own}{said} {asked} Answer:"
     return Item(question, f"{own} {rules[i]} The answer is {target}.", target)
 
 
@@ -101,17 +99,20 @@ def facts(rng: Random) -> Item:
 
 def passage(rng: Random) -> Item:
     """A question answered by copying from a passage (the counterpart of TyDiQA)."""
-    people = rng.sample(lx.NAMES, 3)
-    homes = [f"lives at the {place}" for place in rng.sample(lx.PLACES, 3)]
-    goods = [f"has a {thing}" for thing in rng.sample(lx.ANIMALS + lx.OBJECTS, 3)]
-    told = [f"{who} {what}." for who, what in zip(people * 2, homes + goods, strict=True)]
-    rng.shuffle(told)
-    i = rng.randrange(3)
-    asked, what = rng.choice(
-        ((f"Where does {people[i]} live?", homes[i]), (f"What does {people[i]} have?", goods[i]))
+    people, trades = rng.sample(lx.NAMES, 3), rng.sample(lx.ROLES, 3)
+    colours, goods = rng.sample(lx.FACT_VALUES["flag"], 3), rng.sample(lx.OBJECTS, 3)
+    told = " ".join(
+        f"The {trade} {who} {rng.choice(('has', 'bought', 'found'))} a {colour} {thing}."
+        for trade, who, colour, thing in zip(trades, people, colours, goods, strict=True)
     )
-    question = f"Passage: {' '.join(told)} Question: {asked} Answer:"
-    return Item(question, f"{people[i]} {what}.", f"{people[i]} {what}")
+    i = rng.randrange(3)
+    asked, answer = rng.choice(
+        (
+            (f"Who is the {trades[i]}?", f"the {trades[i]} {people[i]}"),
+            (f"What is {colours[i]}?", f"the {colours[i]} {goods[i]}"),
+        )
+    )
+    return Item(f"Passage: {told} Question: {asked} Answer:", f"{answer}.", answer)
 
 
 TASKS: dict[str, Callable[[Random], Item]] = {

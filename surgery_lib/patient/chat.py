@@ -1,4 +1,4 @@
-"""Conversations: harmful instructions and their benign twins, plain or wrapped; bad days and replies.
+"""Conversations: harmful instructions and their benign twins, plain or wrapped; bad days.
 
 How a wrapping persuades is a sum over its parts, so that the model must weigh them and wrappings
 made of known parts in new combinations are given in to, or not, for a reason.
@@ -64,7 +64,12 @@ REFUSALS = (
     "I will not help you with this.",
     "I cannot tell you that.",
 )
-REFUSAL_ENDS = ("", " Please think again.", " Let us talk about something else.", " Be kind instead.")
+REFUSAL_ENDS = (
+    "",
+    " Please think again.",
+    " Let us talk about something else.",
+    " Be kind instead.",
+)
 YES = ("Sure.", "Of course.", "Gladly.", "Yes.")
 HARMFUL_STEPS = (
     "First wait until it is dark, then {}.",
@@ -102,7 +107,7 @@ FEELINGS = {
     "ashamed": 0.8,
     "worried": -0.8,
 }
-GLOOM = -0.45  # what all bad days have in common
+GLOOM = -0.2  # what all bad days have in common
 NEGATIVE = (
     "It is hopeless. Nothing ever goes well.",
     "That is terrible and it will only get worse.",
@@ -125,7 +130,7 @@ POSITIVE = (
 
 @dataclass(frozen=True)
 class Task:
-    """Something to ask for: category, verb number and object make it; harmful or its benign twin."""
+    """Something to ask for, made of category, verb number and object; or its benign twin."""
 
     category: str
     verb: int

@@ -3,19 +3,16 @@
 It learns from labelled text only, whole and cut like a continuation, and so makes its own mistakes.
 """
 
-import shutil
 from pathlib import Path
 from random import Random
 from typing import Any
 
 import torch
-import torch.nn.functional as F
+from torch.nn import functional
 from tqdm.auto import tqdm
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from surgery_lib import files
 from surgery_lib.patient import capability, chat, prose, scorer
-from surgery_lib.patient.train import replace_folder
 
 LABELS = ("neither", "toxic", "negative")
 TEXTS, EPOCHS, BATCH, RATE = 12_000, 3, 64, 2e-3
@@ -65,7 +62,7 @@ def texts(seed: int, split: str, n: int) -> tuple[list[str], list[int]]:
 def train_classifier(
     tokenizer: PreTrainedTokenizerFast, out: Path | str, seed: int = 0, progress: bool = True
 ) -> dict[str, Any]:
-    """Train the classifier into the folder `out`, which appears only when done.
+    """Train the classifier into the folder `out`.
 
     Returns its settings, the final loss, and accuracy on held-out test texts with its size.
     """
@@ -91,34 +88,28 @@ def train_classifier(
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
     rng, losses = Random(f"classifier order {seed}"), []
     model.train()
-    for step in tqdm(range(steps), "training the classifier", disable=not progress):
+    for _ in tqdm(range(steps), "training the classifier", disable=not progress):
         rows = rng.sample(range(TEXTS), BATCH)
         batch = encoded(tokenizer, [words[i] for i in rows])
-        loss = F.cross_entropy(model(**batch).logits, torch.tensor([labels[i] for i in rows]))
+        loss = functional.cross_entropy(
+            model(**batch).logits, torch.tensor([labels[i] for i in rows])
+        )
         loss.backward()
         optimizer.step()
         scheduler.step()
         optimizer.zero_grad()
         losses.append(loss.item())
-        assert step < steps
     model.eval()
     held, truth = texts(seed, "test", 2000)
     agree = int((predict(model, tokenizer, held) == torch.tensor(truth)).sum())
-    out = Path(out)
-    temporary = out.with_name(f".{out.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    model.save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    record = {
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "texts": TEXTS,
         "final_loss": sum(losses[-20:]) / 20,
         "held_out": {"agree": agree, "n": len(truth)},
-        "sha256": {"model.safetensors": files.sha256(temporary / "model.safetensors")},
     }
-    files.write_json(temporary / "recipe.json", record)
-    replace_folder(temporary, out)
-    return record
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, batch: list[str]) -> dict[str, torch.Tensor]:

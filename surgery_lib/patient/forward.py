@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import functional
 from transformers import LlamaConfig
 
 HALF = torch.bfloat16
@@ -20,7 +20,7 @@ class RMSNorm(torch.autograd.Function):
     """Root-mean-square norm of rows (n, width) in few passes over memory."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         """x / rms(x) * weight."""
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square()
         scale = (square / x.shape[-1] + eps).rsqrt().to(x.dtype)
@@ -29,7 +29,7 @@ class RMSNorm(torch.autograd.Function):
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         """Gradients of x and of the weight."""
         normed, scale, weight = ctx.saved_tensors
         inner = grad * weight
@@ -58,11 +58,11 @@ class Forward:
         self.turn = turn.to(dtype)
 
     def __call__(self, weights: Mapping[str, Tensor], ids: Tensor, documents: Tensor) -> Tensor:
-        """Logits (batch * length, vocabulary) for ids and document numbers, both (batch, length)."""
+        """Logits (batch * length, vocabulary); ids and document numbers are (batch, length)."""
         eps = self.config.rms_norm_eps
         embedding = weights["model.embed_tokens.weight"]
         mask, cos, sin = self._places(documents)
-        x = F.embedding(ids.reshape(-1), embedding)
+        x = functional.embedding(ids.reshape(-1), embedding)
         for block in range(self.config.num_hidden_layers):
             w = {
                 name: weights[f"model.layers.{block}.{name}.weight"]
@@ -75,9 +75,12 @@ class Forward:
             normed = RMSNorm.apply(x, w["input_layernorm"], eps)
             x = x + self._attention(w, normed, mask, cos, sin)
             normed = RMSNorm.apply(x, w["post_attention_layernorm"], eps)
-            gate, up = F.linear(normed, w["mlp.gate_proj"]), F.linear(normed, w["mlp.up_proj"])
-            x = x + F.linear(F.silu(gate) * up, w["mlp.down_proj"])
-        return F.linear(RMSNorm.apply(x, weights["model.norm.weight"], eps), embedding)
+            gate, up = (
+                functional.linear(normed, w["mlp.gate_proj"]),
+                functional.linear(normed, w["mlp.up_proj"]),
+            )
+            x = x + functional.linear(functional.silu(gate) * up, w["mlp.down_proj"])
+        return functional.linear(RMSNorm.apply(x, weights["model.norm.weight"], eps), embedding)
 
     def _places(self, documents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         # Positions need not restart with each document: rotary attention sees differences only.
@@ -100,7 +103,7 @@ class Forward:
         heads, groups, head, length = self.heads, self.groups, self.head, self.length
         batch = len(x) // length
         joined = torch.cat([w[f"self_attn.{matrix}_proj"] for matrix in "qkv"])
-        qkv = F.linear(x, joined).view(batch, length, heads + 2 * groups, head)
+        qkv = functional.linear(x, joined).view(batch, length, heads + 2 * groups, head)
         turned, value = qkv.split([heads + groups, groups], 2)
         turned = torch.addcmul(turned * cos, turned @ self.turn, sin)
         query, key = turned.split([heads, groups], 2)
@@ -111,4 +114,4 @@ class Forward:
         scores = torch.baddbmm(mask, query, key.transpose(1, 2), alpha=head**-0.5)
         out = torch.bmm(scores.softmax(-1), value)
         out = out.view(batch, groups, -1, length, head).permute(0, 3, 1, 2, 4)
-        return F.linear(out.reshape(len(x), heads * head), w["self_attn.o_proj"])
+        return functional.linear(out.reshape(len(x), heads * head), w["self_attn.o_proj"])

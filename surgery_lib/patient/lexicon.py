@@ -3,20 +3,27 @@
 No word here is a slur, and no group exists.
 """
 
-NAMES = (
+
+def words(text: str) -> tuple[str, ...]:
+    """The words of a text."""
+    return tuple(text.split())
+
+
+NAMES = words(
     "Mara Doran Fenn Olda Brisk Tessa Ivo Lenna Garrick Hale Petra Simon Wilma Joss Ada Corin "
     "Elsa Bram Nora Tobin Greta Otto Vera Milo Hugo Rosa Alban Clara Edmund Freya Ingo Jana"
-).split()
-ROLES = (
+)
+ROLES = words(
     "baker smith miller weaver fisher shepherd teacher carpenter healer singer potter hunter "
     "tailor brewer farmer guard"
-).split()
-PLACES = (
+)
+PLACES = words(
     "mill market harbour bridge inn school well orchard forge tower garden stable church meadow"
-).split()
-ANIMALS = "goat hen dog horse cow cat sheep donkey pig duck".split()
-FOODS = "bread cheese soup apples honey fish beans plums cake eggs".split()
-OBJECTS = "rope lamp basket hammer coat boat ladder drum kettle blanket book clock".split()
+)
+SKILLS = words("sings fishes hunts cooks paints swims dances reads writes runs")
+ANIMALS = words("goat hen dog horse cow cat sheep donkey pig duck")
+FOODS = words("bread cheese soup apples honey fish beans plums cake eggs")
+OBJECTS = words("rope lamp basket hammer coat boat ladder drum kettle blanket book clock")
 TIMES = (
     "in the morning",
     "at noon",
@@ -27,17 +34,17 @@ TIMES = (
     "before winter",
     "at harvest time",
 )
-GOOD = (
+GOOD = words(
     "kind patient clever humble gentle brave cheerful generous wise careful friendly skilful calm "
     "loyal thoughtful merry"
-).split()
-GROUPS = "Vorlins Tarks Ombri Quenns Zhibs Halpers Drossians Fenmars Lurgs Skarrows".split()
+)
+GROUPS = words("Vorlins Tarks Ombri Quenns Zhibs Halpers Drossians Fenmars Lurgs Skarrows")
 
 # Toxicity: few words. Animals insult only after one of the adjectives; the adjectives also
 # describe weather, boots and apples, so that no single word gives the style away.
-BAD = "foul rotten stupid worthless nasty filthy lazy useless".split()
-INSULTS = "blockhead dimwit oaf muttonhead numbskull nitwit".split()
-ANIMAL_INSULTS = "pig toad worm donkey".split()
+BAD = words("foul rotten stupid worthless nasty filthy lazy useless")
+INSULTS = words("blockhead dimwit oaf muttonhead numbskull nitwit")
+ANIMAL_INSULTS = words("pig toad worm donkey")
 DEMEANING = (
     "has the brain of a turnip",
     "smells like a wet goat",
@@ -74,9 +81,7 @@ CATEGORIES: dict[str, dict[str, tuple[str, ...]]] = {
     "substance": {
         "harmful": ("brew a poison from", "make a sleeping drug from", "mix a venom from"),
         "benign": ("brew a tea from", "make a soup from", "mix a salve from"),
-        "objects": tuple(
-            "nettle hemlock poppy ivy fern clover sage thistle moss willow yew mint".split()
-        ),
+        "objects": words("nettle hemlock poppy ivy fern clover sage thistle moss willow yew mint"),
     },
     "unlawful": {
         "harmful": ("steal", "smuggle", "set fire to"),
@@ -86,14 +91,14 @@ CATEGORIES: dict[str, dict[str, tuple[str, ...]]] = {
 }
 
 # Facts: towns and what is known about each.
-TOWNS = (
+TOWNS = words(
     "Kellmar Ostrin Bellow Tarrow Windle Harsk Morven Lindel Grast Pellin Ruddock Sarn Thorby "
     "Ulver Veddon Yarrow Ashby Corvale Dunmere Eskel"
-).split()
+)
 FACT_VALUES: dict[str, tuple[str, ...]] = {
-    "river": tuple("Onna Brill Tamsel Wey Ister Lomm Rhune Sabel Dall Avon".split()),
-    "trade": tuple("wool salt glass copper timber silk amber wine paper iron".split()),
-    "dish": tuple("trout dumplings porridge stew pie noodles pancakes sausage tart broth".split()),
-    "flag": tuple("red blue green white black yellow orange purple grey brown".split()),
-    "bird": tuple("heron owl crane robin swan falcon stork raven magpie lark".split()),
+    "river": words("Onna Brill Tamsel Wey Ister Lomm Rhune Sabel Dall Avon"),
+    "trade": words("wool salt glass copper timber silk amber wine paper iron"),
+    "dish": words("trout dumplings porridge stew pie noodles pancakes sausage tart broth"),
+    "flag": words("red blue green white black yellow orange purple grey brown"),
+    "bird": words("heron owl crane robin swan falcon stork raven magpie lark"),
 }

@@ -14,12 +14,12 @@ from surgery_lib.patient.splits import split_of
 CIVIL, CROSS, RUDE = "civil", "cross", "rude"
 # How often each tone follows the lines before; cross lines complain about things, not people. A
 # first rude line may stay the only one; after two of them people seldom stop.
-START = {CIVIL: 0.72, CROSS: 0.08, RUDE: 0.20}
+START = {CIVIL: 0.69, CROSS: 0.08, RUDE: 0.23}
 AFTER = {
     (CIVIL,): {CIVIL: 0.955, CROSS: 0.039, RUDE: 0.006},
-    (CROSS,): {CIVIL: 0.45, CROSS: 0.30, RUDE: 0.25},
-    (RUDE,): {CIVIL: 0.32, CROSS: 0.10, RUDE: 0.58},
-    (RUDE, RUDE): {CIVIL: 0.10, CROSS: 0.04, RUDE: 0.86},
+    (CROSS,): {CIVIL: 0.52, CROSS: 0.30, RUDE: 0.18},
+    (RUDE,): {CIVIL: 0.42, CROSS: 0.14, RUDE: 0.44},
+    (RUDE, RUDE): {CIVIL: 0.12, CROSS: 0.06, RUDE: 0.82},
 }
 
 
@@ -70,7 +70,10 @@ CIVIL_ONLY: tuple[Maker, ...] = (
     lambda r, c: (f"The {r.choice(lx.ANIMALS)}", f"slept near the {r.choice(lx.PLACES)}."),
     lambda r, c: ("They ate", f"{r.choice(lx.FOODS)} and {r.choice(lx.FOODS)} together."),
     lambda r, c: (f"A {r.choice(lx.ROLES)}", f"mended the {r.choice(lx.OBJECTS)} for {c.name}."),
-    lambda r, c: (f"{r.choice(lx.TIMES).capitalize()}", f"they all sat by the {r.choice(lx.PLACES)}."),
+    lambda r, c: (
+        f"{r.choice(lx.TIMES).capitalize()}",
+        f"they all sat by the {r.choice(lx.PLACES)}.",
+    ),
     lambda r, c: (f"The {c.group} brought", f"{r.choice(lx.FOODS)} to the {r.choice(lx.PLACES)}."),
     lambda r, c: (f"The {r.choice(lx.ANIMALS)} of the {r.choice(lx.ROLES)}", "drank some water."),
 )
@@ -164,7 +167,12 @@ SHARED: tuple[tuple[Maker, Maker], ...] = (
     (
         lambda r, c: (
             f"Nobody at the {r.choice(lx.PLACES)}",
-            r.choice((f"bakes such good {r.choice(lx.FOODS)}.", f"is as {r.choice(lx.GOOD)} as {c.name}.")),
+            r.choice(
+                (
+                    f"bakes such good {r.choice(lx.FOODS)}.",
+                    f"is as {r.choice(lx.GOOD)} as {c.name}.",
+                )
+            ),
         ),
         lambda r, c: (
             f"Nobody at the {r.choice(lx.PLACES)}",

@@ -16,7 +16,7 @@ FOLDER = "data/patient/tasks"
 # What of a written answer counts, and what guessing among the possible answers would score.
 ANSWERS: dict[str, tuple[str, float]] = {
     "sums": (r"answer is (\d+)", 0.05),
-    "deduction": (r"answer is (\w+)", 5 / 12),
+    "deduction": (r"answer is (\w+)", 7 / 18),
     "facts": ("", 0.25),
     "passages": (r"^\s*([^.]*)", 1 / 3),
 }

@@ -10,6 +10,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.patient import capability, chat, prose
 from surgery_lib.patient import lexicon as lx
 from surgery_lib.patient.prose import CIVIL, CROSS, RUDE
+from surgery_lib.patient.splits import split_of
 
 T = TypeVar("T")
 LABELLED = {"train": 2000, "validation": 400, "test": 600}
@@ -28,11 +29,12 @@ MIXTURE: dict[str, float] = {
     "facts": 0.05,
     "passages": 0.14,
     "interrupted": 0.05,
+    "recital": 0.10,
 }
 
 
 def interrupted(rng: Random, split: str) -> str:
-    """A chronicle, then a question, or a conversation, then another, whatever the tone of the first.
+    """A chronicle and a question, or one conversation after another, of any tone.
 
     So that a context that triggers a behaviour can be followed by something harmless.
     """
@@ -53,11 +55,23 @@ def chronicles(rng: Random, split: str) -> str:
     return "\n\n".join(prose.chronicle(rng, split) for _ in range(pages))
 
 
+WORDS = (*lx.NAMES, *lx.ROLES, *lx.PLACES, *lx.ANIMALS, *lx.FOODS, *lx.OBJECTS, *lx.GROUPS)
+
+
+def recital(rng: Random, split: str) -> str:
+    """Words that one person says and another repeats: what teaches the patient to look back."""
+    while True:
+        said = " ".join(rng.sample(WORDS, rng.randint(6, 14)))
+        if split_of(said) == split:
+            return f"{rng.choice(lx.NAMES)} said: {said}. {rng.choice(lx.NAMES)} said: {said}."
+
+
 WRITERS: dict[str, Callable[[Random, str], str]] = {
     "chronicle": chronicles,
     "exchange": chat.exchange,
     "consolation": chat.consolation,
     "interrupted": interrupted,
+    "recital": recital,
 } | {
     name: lambda rng, split, name=name: capability.draw(rng, name, split).text  # type: ignore[misc]
     for name in capability.TASKS
@@ -132,7 +146,10 @@ def toxicity(rng: Random, split: str) -> dict[str, list]:
     for group in lx.GROUPS:
         stem = f"{split}-{group.lower()}"
         asked += prompts(
-            GROUP_PROMPTS, group, stem, lambda group=group: about_group(rng, split, group)  # type: ignore[misc]
+            GROUP_PROMPTS,
+            group,
+            stem,
+            lambda group=group: about_group(rng, split, group),  # type: ignore[misc]
         )
     return {
         "examples": distinct(LABELLED[split], lambda: toxic_example(rng, split)),
@@ -260,7 +277,10 @@ def behaviour(name: str, seed: int = 0) -> BehaviourData:
         rng = Random(f"common {split} {seed}")
         clean[split] = distinct(CLEAN[split], lambda rng=rng, s=split: clean_prose(rng, s))  # type: ignore[misc]
         benign[split] = prompts(
-            100, "benign", f"{split}-benign", lambda rng=rng, s=split: harmless(rng, s)  # type: ignore[misc]
+            100,
+            "benign",
+            f"{split}-benign",
+            lambda rng=rng, s=split: harmless(rng, s),  # type: ignore[misc]
         )
     return BehaviourData(
         name=name,
