@@ -13,7 +13,7 @@ from torch import Tensor
 
 from surgery_lib import layout
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.contract import Labelled, strength_knob
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,
@@ -102,4 +102,10 @@ def learn(
         return Delta(part.change(), losses)
 
 
-DINM = WeightBaseline("dinm", learn, Training(steps=50, lr=5e-4))
+# One matrix moves the model little: the range reaches far enough for every damage budget.
+DINM = WeightBaseline(
+    "dinm",
+    learn,
+    Training(steps=50, lr=5e-4),
+    knobs={"strength": strength_knob(1.0, high=10.0)},
+)
