@@ -112,7 +112,7 @@ class Sasa:
     def knobs(self) -> Mapping[str, Knob]:
         """Beta, and how margins become a preference."""
         return {
-            "strength": strength_knob(5.0, high=300.0, low=0.05),
+            "strength": strength_knob(1.0, high=300.0, low=0.02),
             "candidates": Knob(10, choices=(5, 10, 20)),
             "mode": Knob("margin", choices=("margin", "softmax")),
         }
