@@ -9,23 +9,28 @@
 #
 #   make reproduce PROFILE=detoxify BEHAVIOUR=toxicity SEED=0,1 \
 #        SET="model.id=org/name evaluation.limit=50" RESULTS=build/quick
+#
+# NOTEBOOKS=all adds those that take long (05_compare, 06_ablate); NOTEBOOKS=06_ablate is that one
+# and what it needs.
 
 PYTHON ?= python3
 PROFILE ?= patient
 BEHAVIOUR ?= toxicity
 SEED ?= 0
 SET ?=
+NOTEBOOKS ?=
 RESULTS ?= results
 WORKFLOW ?= workflow/profiles/local
 
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce test lab lint lock check-results clean
+.PHONY: reproduce test lab lint lock check-results readme clean
 
 reproduce: $(READY)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
-	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' set='$(SET)'
+	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
+	  set='$(SET)' notebooks='$(NOTEBOOKS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest
@@ -41,6 +46,10 @@ lint: $(READY)
 # Compares RESULTS with the committed results/, within stated tolerances.
 check-results: $(READY)
 	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
+
+# The README's tables, from the committed results.
+readme: $(READY)
+	@$(BIN)/python workflow/update_readme.py
 
 # Newest versions that pyproject.toml allows, written down for everybody.
 lock:

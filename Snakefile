@@ -19,18 +19,22 @@ from surgery_lib.errors import UserError
 from surgery_lib.settings import check_behaviour, load_profile, parse_overrides
 
 # Notebook: what must be done before it, the file that says it is done, whether it belongs to a
-# behaviour and seed or to the whole profile, and the only profile that it is for.
+# behaviour and seed or to the whole profile, the only profile that it is for, and whether it takes
+# long and so runs only where `notebooks` asks for it (notebooks=all, or names with commas between).
 NOTEBOOKS = {
     "00_patient": {"needs": [], "writes": "patient.json", "shared": True, "profile": "patient"},
     "01_probe": {"needs": ["00_patient"], "writes": "probe.json"},
     "02_region": {"needs": ["01_probe"], "writes": "region.json"},
     "03_surgery": {"needs": ["02_region"], "writes": "surgery/surgery.json"},
     "04_evaluate": {"needs": ["03_surgery"], "writes": "evaluation.json"},
+    "05_compare": {"needs": ["03_surgery"], "writes": "comparison.json", "long": True},
+    "06_ablate": {"needs": ["03_surgery"], "writes": "ablation.json", "long": True},
 }
 
 NAME = str(config.get("profile", "patient"))
 BEHAVIOURS = str(config.get("behaviour", "toxicity")).split(",")
 SEEDS = [int(seed) for seed in str(config.get("seed", 0)).split(",")]
+ASKED = str(config.get("notebooks") or "").split(",")
 RESULTS = Path(str(config.get("results", "results"))).absolute()
 
 try:
@@ -43,6 +47,17 @@ except UserError as error:
 
 PROFILE = SETTINGS.name
 STEPS = {name: step for name, step in NOTEBOOKS.items() if step.get("profile", PROFILE) == PROFILE}
+
+
+def wanted(name):
+    """Whether a step is asked for: by name, with all, or because it does not take long."""
+    return name in ASKED or "all" in ASKED or (ASKED == [""] and not STEPS[name].get("long"))
+
+
+for name in ASKED:
+    if name not in ("", "all", *STEPS):
+        sys.exit(f"error: there is no notebook {name}; {closest(name, STEPS)}")
+WANTED = [name for name in STEPS if wanted(name)]
 
 
 def folder(name):
@@ -85,7 +100,13 @@ if workflow.is_main_process:
 
 rule all:
     input:
-        [path for name in STEPS for path in every(stamp(name))],
+        [path for name in WANTED for path in every(stamp(name))],
+
+
+# What all studies of a profile have in common: a grid makes it before it starts them side by side.
+rule shared:
+    input:
+        [stamp(name) for name, step in STEPS.items() if step.get("shared")],
 
 
 for name, step in STEPS.items():
