@@ -190,6 +190,7 @@ class Evaluation(Section):
     limit: int = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
     search_prompts: int = Field(100, ge=1, description="validation prompts for the first sieve")
     validation_prompts: int = Field(300, ge=1, description="prompts that the choice is made on")
+    ablation_prompts: int = Field(150, ge=1, description="validation prompts of each ablation")
     test_prompts: int = Field(0, ge=0, description="prompts of each group reported on; 0 = all")
     clean_texts: int = Field(0, ge=0, description="clean texts of a split; 0 = all")
     window: int = Field(256, ge=2, description="tokens in a perplexity window")

@@ -1,0 +1,301 @@
+"""What the ablations say, in words made from their numbers: a headline and a paragraph each."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from surgery_lib import paper
+from surgery_lib.report.ablation_tables import Line, p_value, rise
+from surgery_lib.report.style import interval as shown
+from surgery_lib.report.style import percent
+
+Result = Mapping[str, Any]
+Finding = tuple[str, str]
+CLEAR = 0.05  # a p below this is called a difference
+
+
+def finding(result: Result, question: str) -> Finding:
+    """The headline and the paragraph for one question of the result."""
+    return FINDINGS[question](result)
+
+
+def everything(result: Result) -> str:
+    """All findings as a Markdown list, in the order of the questions."""
+    known = [name for name in FINDINGS if name in result["lines"] or result.get(name)]
+    parts = [(name, finding(result, name)) for name in known]
+    return "\n".join(f"- **{headline}.** {text}" for _, (headline, text) in parts) + "\n"
+
+
+def _lines(result: Result, question: str) -> list[Line]:
+    return [line for line in result["lines"][question] if "refused" not in line]
+
+
+def _at(result: Result, question: str, name: str, x: float | None = None) -> Line:
+    return next(
+        line for line in _lines(result, question) if line["name"] == name and line["x"] == x
+    )
+
+
+def _left(line: Line) -> str:
+    draws = f", {line['draws']} draws" if line["draws"] > 1 else ""
+    return f"{shown(line['rate'])} %{draws} (perplexity {rise(line)} %)"
+
+
+def _rate(line: Line) -> float:
+    return float(line["rate"]["value"])
+
+
+def _worse(line: Line) -> bool:
+    """Whether a variant leaves clearly more of the behaviour than the chosen edit."""
+    return line["against_chosen"]["p"] < CLEAR and line["against_chosen"]["difference"] > 0
+
+
+def _better(line: Line) -> bool:
+    return line["against_chosen"]["p"] < CLEAR and line["against_chosen"]["difference"] < 0
+
+
+def _points(line: Line) -> str:
+    against = line["against_chosen"]
+    return f"{100 * against['difference']:+.1f} points, p {p_value(against['p'])}"
+
+
+def _best(lines: Sequence[Line]) -> Line:
+    return min(lines, key=lambda line: (_rate(line), line["perplexity_rise"]["value"]))
+
+
+def _controls(result: Result) -> Finding:
+    def at(name: str) -> Line:
+        return _at(result, "controls", name)
+
+    noise, rows = at("random direction, same rows"), at("random rows, same step")
+    level = at("random rows, same damage")
+    matters = {True: "matters", False: "makes no clear difference"}
+    headline = f"The direction {matters[_worse(noise)]}, the choice of rows {matters[_worse(rows)]}"
+    text = (
+        f"The chosen edit leaves {_left(at('as chosen'))} of the base's {shown(result['base'])} %. "
+        f"A random direction of the same length leaves {_left(noise)} in the same rows, "
+        f"{_left(at('random direction, its own rows'))} in rows opposed to it, and "
+        f"{_left(at('random direction, same damage'))} where it does as much damage. The chosen "
+        f"direction in random rows leaves {_left(rows)} at the same step ({_points(rows)}) and "
+        f"{_left(level)} at the same damage ({_points(level)}). Aligned rows leave "
+        f"{_left(at('aligned rows, subtracted'))} with the direction subtracted and "
+        f"{_left(at('aligned rows, added'))} with it added; inverted, the chosen edit leaves "
+        f"{_left(at('inverted direction'))}. The paper (Table 9, RTP): random probe 41.2, random "
+        "rows 15.0, aligned and subtracted 34.8, chosen 5.17."
+    )
+    return headline, text
+
+
+def _layers(result: Result) -> Finding:
+    lines = _lines(result, "layers")
+    best, last = _best(lines), max(lines, key=lambda line: line["x"])
+    headline = f"Layer {best['x']:g} leaves {percent(_rate(best))}, the last {percent(_rate(last))}"
+    text = (
+        f"At the chosen step and K, the probe of layer {best['x']:g} leaves {_left(best)}, that of "
+        f"the last layer ({last['x']:g}, after the final norm) {_left(last)}. Over all layers: "
+        f"{_range(lines)}. The paper (RTP): layer 1 31.2, 16 4.59, 31 5.09, 32 5.17."
+    )
+    return headline, text
+
+
+def _range(lines: Sequence[Line]) -> str:
+    rates = sorted(_rate(line) for line in lines)
+    return f"{percent(rates[0])} to {percent(rates[-1])}"
+
+
+def _depth(result: Result) -> Finding:
+    lines = _lines(result, "depth")
+    bare = [line for line in lines if "refilled" not in line["name"]]
+    if not bare:
+        return "No quarter of the depth could be left out", "No variant could be measured."
+    worst = max(bare, key=_rate)
+    quarter = worst["name"].removeprefix("without ")
+    refilled = {line["name"].split(",")[0]: line for line in lines if "refilled" in line["name"]}
+    other = refilled.get(worst["name"])
+    with_it = f" and {_left(other)} with K refilled ({_points(other)})" if other else ""
+    needed = "is missed most" if _worse(worst) else "is missed most, though not clearly"
+    text = (
+        f"Without its rows the edit leaves {_left(worst)} ({_points(worst)}){with_it}. The others "
+        f"leave {_range([line for line in bare if line is not worst] or bare)}. The paper (RTP): "
+        "6.18, 23.1, 18.9, 9.26 without quarters 1 to 4."
+    )
+    return f"Of the depth, {quarter} {needed}", text
+
+
+def _matrices(result: Result) -> Finding:
+    lines = _lines(result, "matrices")
+    best, gate = _best(lines), _at(result, "matrices", "gate")
+    rest = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
+    headline = (
+        f"The gate leaves least, {percent(_rate(gate))}"
+        if best is gate
+        else f"{best['name']} leaves {percent(_rate(best))}, less than the gate's "
+        f"{percent(_rate(gate))}"
+    )
+    text = f"As many rows in each matrix, steps in its own units: {rest}. The paper (RTP): gate "
+    return headline, text + "5.17, down 26.02, v 30.03, up 38.28, k 42.20, q 45.12, o 52.46."
+
+
+def _row_counts(result: Result) -> Finding:
+    lines = _lines(result, "row_counts")
+    step, size = ([ln for ln in lines if ln["name"] == f"same {kind}"] for kind in ("step", "size"))
+    few, every, best = step[0], step[-1], _best(size)
+    headline = (
+        f"{few['x']:g} % of the rows leave {percent(_rate(few))}, all rows {percent(_rate(every))}"
+    )
+    text = (
+        f"At the same step: {few['x']:g} % of the rows leave {_left(few)}, {every['x']:g} % "
+        f"{_left(every)}. With the edit's size (Frobenius norm) held instead, "
+        f"{best['x']:.2g} % of the rows leave least, {_left(best)}; all rows {_left(size[-1])}."
+    )
+    return headline, text
+
+
+def _strengths(result: Result) -> Finding:
+    by_x = {line["x"]: line for line in _lines(result, "strengths")}
+    shown_at = [x for x in (-1.0, 0.25, 0.5, 1.0, 2.0, 5.0) if x in by_x]
+    listed = "; ".join(f"{x:g}: {_left(by_x[x])}" for x in shown_at)
+    back = by_x[-1.0]
+    turned = "more" if _rate(back) > result["base"]["value"] else "no more"
+    headline = (
+        f"Half the strength leaves {percent(_rate(by_x[0.5]))}, twice {percent(_rate(by_x[2.0]))}; "
+        f"turned round there is {turned} behaviour than before"
+    )
+    return headline, f"In units of the chosen strength, {listed}. The base has {_base(result)}."
+
+
+def _base(result: Result) -> str:
+    return f"{shown(result['base'])} %"
+
+
+def _directions(result: Result) -> Finding:
+    lines = [line for line in _lines(result, "directions") if line["x"] == 1.0]
+    best = _best(lines)
+    listed = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
+    # Draws of one training set are compared by their range, not by a test.
+    pairs = [
+        (line, next(o for o in lines if o["name"] == line["name"].replace("W1,", "W1 − W0,")))
+        for line in lines
+        if line["name"].startswith("W1,")
+    ]
+    words = [
+        f"at {one['name'].split(', ')[1]} W1 leaves {100 * (_rate(one) - _rate(two)):+.1f} points "
+        "against W1 − W0"
+        for one, two in pairs
+    ]
+    return (
+        f"Of all directions, {best['name']} leaves least at the chosen step: "
+        f"{percent(_rate(best))}",
+        f"At the chosen step: {listed}. The random start: {'; '.join(words)}.",
+    )
+
+
+def _rankings(result: Result) -> Finding:
+    lines = [line for line in _lines(result, "rankings") if line["x"] == 1.0]
+    best = _best(lines)
+    listed = "; ".join(f"{line['name']} {_left(line)}" for line in lines)
+    refused = [line for line in result["lines"]["rankings"] if "refused" in line]
+    left_out = f" Not measured: {', '.join({line['name'] for line in refused})}." if refused else ""
+    return (
+        f"Ranked by {best['name']}, the same step leaves {percent(_rate(best))}",
+        f"At the chosen step and K: {listed}. Each also at half and twice the step.{left_out}",
+    )
+
+
+def _steering(result: Result) -> Finding:
+    lines = _lines(result, "steering")
+    edit = _at(result, "steering", "the edit")
+    level = _at(result, "steering", "residual stream, same damage")
+    listed = "; ".join(
+        " ".join([line["name"], *([] if line["x"] is None else [f"{line['x']:g}"]), _left(line)])
+        for line in lines
+    )
+    verdict = {
+        (True, False): "leaves more than the edit",
+        (False, True): "leaves less than the edit",
+    }.get((_worse(level), _better(level)), "does about what the edit does")
+    return (
+        f"At equal damage, steering the residual stream {verdict}",
+        f"{listed}. Against the edit ({percent(_rate(edit))}), steering at equal damage: "
+        f"{_points(level)}.",
+    )
+
+
+def _transfer(result: Result) -> Finding:
+    layers = result["transfer"]
+    at = next(one for one in layers if one["layer"] == result["layer"])
+    last = layers[-1]
+    erased = last["refitted"]["high"] < last["before"]["low"]
+    moved = last["frozen"]["high"] < last["before"]["low"]
+    if not erased:
+        headline = "The behaviour is suppressed, not erased: a refitted probe still reads it"
+    else:
+        headline = "A refitted probe reads the behaviour less well than before"
+    words = "no longer fits as it did" if moved else "still fits"
+    text = (
+        f"At the last layer the AUC is {_auc(last['before'])} before the edit; the same probe "
+        f"{words} after it, {_auc(last['frozen'])}, and a refitted one has "
+        f"{_auc(last['refitted'])} (cosine with the old direction {last['cosine']:.2f}). At layer "
+        f"{at['layer']}: {_auc(at['before'])}, {_auc(at['frozen'])}, {_auc(at['refitted'])}."
+    )
+    return headline, text
+
+
+def _auc(reading: Mapping[str, float]) -> str:
+    return f"{reading['value']:.3f} [{reading['low']:.3f}, {reading['high']:.3f}]"
+
+
+def _gates(result: Result) -> Finding:
+    changes = {
+        kind: held["after"]["selected"]["value"] - held["before"]["selected"]["value"]
+        for kind, held in result["gates"].items()
+    }
+    most = max(changes, key=lambda kind: abs(changes[kind]))
+    listed = "; ".join(
+        f"{kind} {shown(held['before']['selected'], 1, 4)} → "
+        f"{shown(held['after']['selected'], 1, 4)}"
+        for kind, held in result["gates"].items()
+    )
+    ratio = abs(changes[most]) / (abs(changes["clean prose"]) or math.inf)
+    return (
+        f"The edit opens the selected gates most on texts: {most}".replace(
+            "texts: with", "texts with"
+        ),
+        f"Mean activation of the selected gates, before → after: {listed}. The change on that kind "
+        f"is {ratio:.1f} times that on clean prose. The paper (Figure 3): they open on toxic text "
+        "and stay as they were on GSM8K.",
+    )
+
+
+def _cosines(result: Result) -> Finding:
+    square = result["cosines"]["behaviours"]
+    probes = [n for n, name in enumerate(square["names"]) if name.endswith("probe")]
+    pairs = [abs(square["cosines"][i][j]) for i in probes for j in probes if i < j]
+    chance = 1 / math.sqrt(result["cosines"]["width"])
+    states = [abs(square["cosines"][0][n]) for n in range(len(square["names"])) if n not in probes]
+    figure = paper.table("figure2")
+    of_probes = figure[figure["second"].isin(["jailbreak", "negative"])]["cosine"].max()
+    apart = f"up to {max(pairs):.2f} between behaviours, " if pairs else ""
+    return (
+        f"Directions meet mean states at a cosine of up to {max(states):.2f}",
+        f"At layer {result['cosines']['layer']}, absolute cosines are {apart}"
+        f"up to {max(states):.2f} between the direction and mean states of texts; random "
+        f"directions of this width have {chance:.2f}. The paper (Figure 2): up to {of_probes:.2f} "
+        "between probes, 0.07 between probes and tasks.",
+    )
+
+
+FINDINGS: dict[str, Callable[[Result], Finding]] = {
+    "controls": _controls,
+    "layers": _layers,
+    "depth": _depth,
+    "matrices": _matrices,
+    "row_counts": _row_counts,
+    "strengths": _strengths,
+    "directions": _directions,
+    "rankings": _rankings,
+    "steering": _steering,
+    "transfer": _transfer,
+    "gates": _gates,
+    "cosines": _cosines,
+}

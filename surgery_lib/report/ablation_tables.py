@@ -1,0 +1,156 @@
+"""The tables of notebook 06: draws put together, and each line beside the paper's own."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from surgery_lib import paper
+from surgery_lib.evaluation.statistics import compare, proportion
+from surgery_lib.report.style import interval as shown
+from surgery_lib.report.style import markdown_table
+
+Line = Mapping[str, Any]
+
+# Our variant → the paper's table and row. Whether K was refilled in depth's is unsaid there.
+PAPER: dict[tuple[str, str], tuple[int, str]] = {
+    ("controls", "as chosen"): (9, paper.EDITED),
+    ("controls", "random direction, same rows"): (9, "random probe"),
+    ("controls", "random rows, same step"): (9, "random rows"),
+    ("controls", "aligned rows, subtracted"): (9, "aligned rows, subtracted"),
+    **{
+        ("depth", f"without quarter {n}{refilled}"): (9, f"without quarter {n}")
+        for n in range(1, 5)
+        for refilled in ("", ", K refilled")
+    },
+    **{("matrices", name): (11, name) for name in ("gate", "up", "down", "q", "k", "v", "o")},
+}
+
+
+def summarise(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> list[dict[str, Any]]:
+    """One line for each variant: draws put together, and paired with the chosen edit's `flags`.
+
+    `rate` has Wilson's interval for one edit; for several draws the mean and the range over them.
+    """
+    lines: dict[tuple[str, str, float | None], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["question"], row["name"], row["x"]), []).append(row)
+    return [_line(key, held, chosen) for key, held in lines.items()]
+
+
+def _line(
+    key: tuple[str, str, float | None], rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
+) -> dict[str, Any]:
+    about = dict(zip(("question", "name", "x"), key, strict=True))
+    sound = [row for row in rows if "refused" not in row]
+    if not sound:
+        return {**about, "refused": rows[0]["refused"]}
+    flags = np.array([row["flags"] for row in sound], dtype=float)  # (draws, prompts)
+    rate = proportion(flags[0]).as_dict()
+    if len(sound) > 1:
+        shares = flags.mean(axis=1)
+        rate |= {"method": f"range over {len(sound)} draws"} | _span(shares)
+    pair = compare(np.asarray(chosen, dtype=float), flags.mean(axis=0))
+    contexts = [row["context_kl"] for row in sound if row["context_kl"] is not None]
+    distinct = [row["distinct"] for row in sound if row["distinct"] is not None]
+    return {
+        **about,
+        "draws": len(sound),
+        "rate": rate,
+        "perplexity_rise": _span([row["perplexity_rise"] for row in sound]),
+        "context_kl": float(np.mean(contexts)) if contexts else None,
+        "distinct": float(np.mean(distinct)) if distinct else None,
+        "against_chosen": {"difference": pair.difference, "p": pair.p},
+    }
+
+
+def _span(values: Any) -> dict[str, float]:
+    return {
+        "value": float(np.mean(values)),
+        "low": float(np.min(values)),
+        "high": float(np.max(values)),
+    }
+
+
+def table(lines: Sequence[Line], *, blocks: int, axis: str = "") -> str:
+    """Behaviour, change against the chosen edit, damage, and the paper's row where it has one.
+
+    `blocks` is the model's depth, for the paper's layers; `axis` names the column of x.
+    """
+    header = [
+        "variant",
+        *([axis] if axis else []),
+        "behaviour, %",
+        "against chosen, points",
+        "p",
+        "perplexity, %",
+        "KL in context",
+        "draws",
+        "paper: RTP %, WikiText ppl",
+    ]
+    rows = []
+    for line in lines:
+        place = [_number(line["x"])] if axis else []
+        if "refused" in line:
+            rows.append([line["name"], *place, line["refused"], *[""] * 6])
+            continue
+        against = line["against_chosen"]
+        rows.append(
+            [
+                line["name"],
+                *place,
+                shown(line["rate"]),
+                f"{100 * against['difference']:+.1f}",
+                p_value(against["p"]),
+                rise(line),
+                "-" if line["context_kl"] is None else f"{line['context_kl']:.3f}",
+                str(line["draws"]),
+                _paper(line, blocks),
+            ]
+        )
+    return markdown_table(header, rows)
+
+
+def rise(line: Line) -> str:
+    """The rise of perplexity in per cent."""
+    value = 100 * line["perplexity_rise"]["value"]
+    return f"{value:+.1f}" if value < 1e4 else f"{value:+.0e}"
+
+
+def p_value(value: float) -> str:
+    """A p for a table."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _paper(line: Line, blocks: int) -> str:
+    key = PAPER.get((line["question"], line["name"]))
+    if line["question"] == "layers":
+        layers = {blocks: 32, blocks - 1: 31, blocks // 2: 16, 1: 1}
+        key = (9, f"probe layer {layers[line['x']]}") if line["x"] in layers else None
+    if key is None:
+        return ""
+    found = paper.row(*key)
+    return f"{found['rtp']:g}, {found['wikitext']:.2f}"
+
+
+def examples(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> str:
+    """One continuation by strength, beside what the paper says of its own (Table 10)."""
+    said = paper.table(10)
+    lines = []
+    for row in rows:
+        if "refused" in row:
+            continue
+        strength = row["x"]
+        held = said[(said["strength_from"] <= strength) & (strength <= said["strength_to"])]
+        words = ", ".join(held["reported"])
+        lines.append([f"{strength:+g}", *(_cell(text) for text in row["texts"]), words])
+    header = ["strength", *(f"after “{_cell(p)[-60:]}”" for p in prompts), "the paper at its α"]
+    return markdown_table(header, lines)
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", "\\|")
