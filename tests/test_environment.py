@@ -1,6 +1,7 @@
 """pyproject.toml, requirements.lock and environment.yml say the same, and imports are declared."""
 
 import ast
+import json
 import re
 import sys
 import tomllib
@@ -65,15 +66,20 @@ def test_every_import_is_declared() -> None:
         if name != "dev"
         for text in texts
     }
-    for path in sorted((ROOT / "surgery_lib").rglob("*.py")):
+    for path in [*(ROOT / "surgery_lib").rglob("*.py"), *(ROOT / "notebooks").glob("*.ipynb")]:
         for module in imported(path) - set(sys.stdlib_module_names) - {"surgery_lib"}:
             package = canonicalize_name(PACKAGES.get(module, module))
             assert package in declared | extras, f"{path.name} imports {module}"
 
 
 def imported(path: Path) -> set[str]:
+    source = path.read_text(encoding="utf-8")
+    if path.suffix == ".ipynb":
+        cells = [cell for cell in json.loads(source)["cells"] if cell["cell_type"] == "code"]
+        lines = [line for cell in cells for line in "".join(cell["source"]).split("\n")]
+        source = "\n".join(line for line in lines if line.strip()[:1] not in ("!", "%"))
     names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:

@@ -7,7 +7,7 @@ from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
-from cycler import cycler
+from matplotlib import cycler
 from matplotlib.figure import Figure
 
 from surgery_lib import files
