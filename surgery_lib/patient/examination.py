@@ -1,8 +1,9 @@
 """What notebook 00 measures of the patient, and the tables that it shows."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping, Sequence
+from html import escape
+from random import Random
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -32,24 +33,29 @@ RATES: tuple[tuple[str, tuple[str, ...], str, str], ...] = (
 PAPER = {"sums": "GSM8K", "deduction": "BBH", "facts": "MMLU", "passages": "TyDiQA"}
 
 
-def samples(corpus: Iterator[str], each: int) -> str:
-    """Some training texts of each of the mixture's kinds that differ in their first word."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for text in islice(corpus, 400):
-        start = text.split(" ")[0] if text[0] in "<PQ" else "prose"
-        if len(found[kind := start.split(">")[0]]) < each:
-            found[kind].append(text)
-    return "\n\n".join(text for texts in found.values() for text in texts)
+def shown(text: str) -> str:
+    """A text as Markdown shows it letter by letter, the chat's marks included."""
+    return "<br>".join(escape(text).replace("|", "&#124;").replace("*", "&#42;").splitlines())
+
+
+def samples(seed: int) -> str:
+    """One training text of each kind in the mixture."""
+    rng = Random(f"samples {seed}")
+    texts = {kind: world.WRITERS[kind](rng, "train") for kind in world.MIXTURE}
+    rows = [
+        f"| {kind} | {percent(world.MIXTURE[kind], 0)} | {shown(texts[kind])} |" for kind in texts
+    ]
+    return "\n".join(["| kind | documents | for example |", "|---|---:|---|", *rows])
 
 
 def prompt_table(seed: int) -> str:
     """One test prompt of each kind that is measured."""
-    rows = []
+    rows = ["| behaviour | group | for example |", "|---|---|---|"]
     for behaviour, groups, _, _ in RATES:
         prompts = world.behaviour(behaviour, seed).prompts["test"]
         prompt = next(prompt for prompt in prompts if prompt.group in groups)
-        rows.append([behaviour, prompt.group, prompt.text])
-    return markdown_table(["behaviour", "group", "prompt"], rows)
+        rows.append(f"| {behaviour} | {prompt.group} | {shown(prompt.text)} |")
+    return "\n".join(rows)
 
 
 def describe(record: Mapping[str, Any]) -> str:
@@ -113,14 +119,13 @@ def behaviour_table(rates: Sequence[Mapping[str, Any]]) -> str:
 
 def completion_table(completions: Mapping[str, Sequence[Mapping[str, Any]]], each: int) -> str:
     """Ends of prompts and what the patient makes of them."""
-    shown = (("toxicity", "challenging"), ("toxicity", "neutral"), ("jailbreak", "wrapped"))
-    rows = []
-    for behaviour, group in shown:
+    kinds = (("toxicity", "challenging"), ("toxicity", "neutral"), ("jailbreak", "wrapped"))
+    lines = ["| prompt | ends … | and the patient goes on |", "|---|---|---|"]
+    for behaviour, group in kinds:
         found = [row for row in completions[behaviour] if row["group"] == group]
-        rows += [
-            [group, f"… {r['prompt'][-70:]}", f"**{r['text'].strip()}**"] for r in found[:each]
-        ]
-    return markdown_table(["prompt", "ends", "the patient goes on"], rows).replace("<|", "&lt;|")
+        for row in found[:: max(1, len(found) // each)][:each]:
+            lines.append(f"| {group} | … {shown(row['prompt'][-90:])} | {shown(row['text'])} |")
+    return "\n".join(lines)
 
 
 def capabilities(

@@ -23,7 +23,8 @@ class Recipe:
     context: int = 256
     length: int = 128
     batch: int = 16
-    steps: int = 1400
+    steps: int = 1500
+    primer: int = 250
     warmup: int = 60
     decay: float = 0.5
     rate: float = 0.002
@@ -34,5 +35,9 @@ class Recipe:
     def hash(self) -> str:
         """Changes with the settings and with the world: its mixture and what it writes first."""
         return files.fingerprint(
-            FORMAT, asdict(self), world.MIXTURE, list(islice(world.corpus(self.seed), 2000))
+            FORMAT,
+            asdict(self),
+            world.MIXTURE,
+            world.PRIMER,
+            list(islice(world.corpus(self.seed), 2000)),
         )

@@ -52,6 +52,25 @@ def mean(values: list[float]) -> float:
     return round(sum(values) / len(values), 4)
 
 
+def read(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[torch.Tensor, torch.Tensor]:
+    """All that the patient reads, the primer first: ids and document numbers, (rows, length)."""
+    parts = (
+        (world.PRIMER, min(recipe.primer, recipe.steps)),
+        (world.MIXTURE, max(0, recipe.steps - recipe.primer)),
+    )
+    made = [
+        packed(
+            world.corpus(recipe.seed, mixture=mixture),
+            tokenizer,
+            steps * recipe.batch,
+            recipe.length,
+        )
+        for mixture, steps in parts
+    ]
+    ids, documents = zip(*made, strict=True)
+    return torch.cat(ids), torch.cat(documents)
+
+
 def train(recipe: Recipe, out: Path | str = DATA, progress: bool = True) -> dict[str, Any]:
     """Train everything into the folder `out`, which takes the old one's place when all is done.
 
@@ -63,8 +82,7 @@ def train(recipe: Recipe, out: Path | str = DATA, progress: bool = True) -> dict
     shutil.rmtree(temporary, ignore_errors=True)
     texts = islice(world.corpus(recipe.seed), TOKENIZER_TEXTS)
     tokenizer = train_tokenizer(texts, recipe.vocabulary, recipe.context)
-    rows = recipe.steps * recipe.batch
-    ids, documents = packed(world.corpus(recipe.seed), tokenizer, rows, recipe.length)
+    ids, documents = read(recipe, tokenizer)
     model = build(recipe, tokenizer)
     losses = fit(model, recipe, ids, documents, progress)
     seconds = time.perf_counter() - started
@@ -76,6 +94,7 @@ def train(recipe: Recipe, out: Path | str = DATA, progress: bool = True) -> dict
         "schema": FORMAT,
         "hash": recipe.hash,
         "settings": asdict(recipe),
+        "primer": world.PRIMER,
         "mixture": world.MIXTURE,
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": int((documents >= 0).sum()),
