@@ -7,8 +7,8 @@ from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
-from matplotlib import cycler
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from surgery_lib import files
 
