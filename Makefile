@@ -51,6 +51,10 @@ check-results: $(READY)
 readme: $(READY)
 	@$(BIN)/python workflow/update_readme.py
 
+# Badges, previous and next links, the setup cell, and README's list of notebooks.
+links: $(READY)
+	@$(BIN)/python workflow/links.py
+
 # Newest versions that pyproject.toml allows, written down for everybody.
 lock:
 	@rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -67,11 +67,25 @@ wildcard_constraints:
 
 localrules:
     all,
+    gather,
 
 
 rule all:
     input:
+        str(RESULTS / "grids" / GRID.name / "grid.json"),
+
+
+rule gather:
+    input:
         [str(RESULTS / one / "logs" / "grid.done") for one in GRID.folders()],
+    output:
+        str(RESULTS / "grids" / GRID.name / "grid.json"),
+    params:
+        values=json.dumps({"grid": str(config["grid"]), "results": str(RESULTS)}),
+        executed=str(RESULTS / "grids" / GRID.name / "executed" / "grid.ipynb"),
+    shell:
+        "{sys.executable} -m surgery_lib.run notebooks/grid.ipynb --writes {output:q}"
+        " --executed {params.executed:q} --json {params.values:q}"
 
 
 rule shared:
