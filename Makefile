@@ -20,17 +20,24 @@ SEED ?= 0
 SET ?=
 NOTEBOOKS ?=
 RESULTS ?= results
+GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
 
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce test lab lint lock check-results readme clean
+.PHONY: reproduce grid test lab lint lock check-results readme clean
 
 reproduce: $(READY)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
 	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
 	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+
+# Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
+# make grid WORKFLOW=workflow/profiles/slurm
+grid: $(READY)
+	@$(BIN)/snakemake -s workflow/grid.smk --profile $(WORKFLOW) \
+	  --config grid='$(GRID)' results='$(RESULTS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest

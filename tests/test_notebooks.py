@@ -11,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile", "behaviour", "seed", "overrides", "results"}
 OWN = {
+    "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
 }
