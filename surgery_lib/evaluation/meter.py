@@ -60,7 +60,8 @@ class Meter:
     Args:
         prompts: How many prompts of each group; 0 for all.
         triggers_only: Leave out the groups that do not trigger the behaviour.
-        clean: How many clean texts; 0 for all.
+        clean: How many clean texts, for perplexity; 0 for all.
+        kept: How many benign prompts and triggering contexts, for divergences; 0 for all.
 
     Raises:
         UserError: A prompt exceeds the model's context.
@@ -79,6 +80,7 @@ class Meter:
         prompts: int = 0,
         triggers_only: bool = False,
         clean: int = 0,
+        kept: int = 0,
         progress: bool = False,
     ):
         self.tokenizer = tokenizer
@@ -88,11 +90,11 @@ class Meter:
         self.progress = progress
         wanted = spec.trigger_groups if triggers_only else None
         self.prompts = _first_of_each(data.prompts[split], prompts, wanted)
-        contexts = list(data.contexts.get(split, []))
+        contexts = list(data.contexts.get(split, []))[: kept or None]
         self.reference = Reference(
             model,
             tokenizer,
-            benign=[prompt.text for prompt in data.benign.get(split, [])],
+            benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
             contexts=contexts,
             clean=list(data.clean[split])[: clean or None],
             window=evaluation.window,
