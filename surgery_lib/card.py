@@ -6,11 +6,31 @@ from typing import Any
 import yaml
 
 from surgery_lib import files
+from surgery_lib.data import SPLITS, BehaviourData
 from surgery_lib.shards import Checkpoint
 from surgery_lib.surgery import Surgery
 
 TAG = "model-surgery"
 PAPER = "https://arxiv.org/abs/2407.08770"
+LIMITS = """\
+## Limits
+
+- The scorers named above are what the behaviour means here; what they cannot see was not measured.
+- Intervals are 95 %, over prompts of one model; other prompts, languages and uses were not tried.
+- The edit suppresses a behaviour in these contexts. It does not prove that it is gone, and whoever
+  has the weights can take the edit out."""
+USE = """\
+## Use and undo
+
+```python
+from surgery_lib import models
+from surgery_lib.surgery import Surgery
+
+model, tokenizer = models.load_model("{parent}")
+surgery = Surgery.load(".")   # this folder
+surgery.apply(model)          # refuses any other model
+surgery.undo(model)           # restores every bit
+```"""
 
 
 def write(
@@ -39,6 +59,46 @@ def write(
     ]
     if original.is_file():
         sections.append("The parent's card is in [README.parent.md](README.parent.md).")
+    files.write_text(folder / "README.md", "\n\n".join(sections) + "\n")
+
+
+def write_patch(
+    folder: Path,
+    edit: Surgery,
+    *,
+    parent: str,
+    behaviour: str,
+    data: BehaviourData,
+    total: int,
+    effects: str,
+) -> None:
+    """Write README.md beside a patch: parent, data, settings, `effects` (Markdown), limits, undo.
+
+    `total` is how many rows of the matrix the parent has.
+    """
+    parent = Path(parent).name if Path(parent).is_absolute() or parent.startswith(".") else parent
+    head: dict[str, Any] = {"tags": [TAG]}
+    if parent.count("/") == 1:
+        head["base_model"] = parent
+    counts = [
+        f"| {split} | {len(data.examples.get(split, []))} | {len(data.prompts.get(split, []))} "
+        f"| {len(data.clean.get(split, []))} |"
+        for split in SPLITS
+    ]
+    sections = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {behaviour}, operated out of {parent}",
+        f"A patch for {parent}, made by [Model Surgery]({PAPER}). It holds the numbers of some "
+        f"rows of the {edit.matrix} matrices and the multiple of one direction that is added to "
+        "each of them. The model itself is not in it.",
+        "## Settings\n\n" + _table(edit, total),
+        "## Data\n\n| split | labelled texts | prompts | harmless texts |\n|---|---:|---:|---:|\n"
+        + "\n".join(counts)
+        + f"\n\nFingerprint of all texts and labels: `{data.fingerprint}`.",
+        "## Effect and damage\n\n" + effects.strip(),
+        LIMITS,
+        USE.format(parent=parent),
+    ]
     files.write_text(folder / "README.md", "\n\n".join(sections) + "\n")
 
 

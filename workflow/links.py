@@ -22,14 +22,14 @@ SETUP = """\
 import os
 import subprocess
 import sys
+from pathlib import Path
 
-source = os.environ.get("MODEL_SURGERY_REPOSITORY", "{address}")
+url = os.environ.get("MODEL_SURGERY_REPOSITORY", "{address}")
 if "google.colab" in sys.modules or "MODEL_SURGERY_REPOSITORY" in os.environ:
-    if "model-surgery" not in os.listdir():
-        clone = ["git", "clone", "--quiet", "--depth=1", "--branch={tag}", source, "model-surgery"]
-        subprocess.run(clone, check=True)
+    if not Path("model-surgery").exists():
+        subprocess.run(["git", "clone", "-q", "-b", "{tag}", url, "model-surgery"], check=True)
     subprocess.run([sys.executable, "model-surgery/workflow/colab.py"], check=True)
-    sys.path.insert(0, os.path.abspath("model-surgery"))  # noqa: PTH100
+    sys.path.insert(0, str(Path("model-surgery").resolve()))
 """
 
 

@@ -1,0 +1,151 @@
+"""A finished folder is sent only after asking, to a server that speaks the hub's API."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from surgery_lib import card
+from surgery_lib.data import BehaviourData, Example, Prompt
+from surgery_lib.errors import UserError
+from surgery_lib.hub import push_to_hub
+from surgery_lib.surgery import Surgery
+
+
+class Hub(ThreadingHTTPServer):
+    """Remembers what was asked for and which files were committed."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.calls: list[str] = []
+        self.files: dict[str, bytes] = {}
+        self.private: bool | None = None
+        self.refuses = False
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def answer(self, payload: Any, status: int = 200) -> None:
+        body = json.dumps(payload).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def do_POST(self) -> None:
+        body, hub = self.body(), self.server
+        hub.calls.append(self.path)
+        if hub.refuses:
+            self.answer({"error": "not allowed"}, 403)
+        elif self.path == "/api/repos/create":
+            hub.private = json.loads(body).get("private")
+            self.answer({"url": f"{hub.address}/me/patch", "id": "me/patch"})
+        elif "/preupload/" in self.path:
+            wanted = json.loads(body)["files"]
+            modes = [
+                {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in wanted
+            ]
+            self.answer({"files": modes})
+        elif "/commit/" in self.path:
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    value = line["value"]
+                    hub.files[value["path"]] = base64.b64decode(value["content"])
+            self.answer({"commitUrl": f"{hub.address}/me/patch/commit/1", "commitOid": "1" * 40})
+        else:
+            self.answer({"errors": [], "warnings": []})
+
+    def do_GET(self) -> None:
+        self.server.calls.append(self.path)
+        self.answer({"id": "me/patch", "sha": "0" * 40, "siblings": []})
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    server = Hub()
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny: Any) -> Path:
+    model, _ = tiny
+    edit = Surgery.build(model, torch.tensor([1, 5]), torch.ones(32), 1.5, about={"probe": "lda@2"})
+    edit.save(tmp_path)
+    data = BehaviourData(
+        "rude", {"test": [Example("a", 0), Example("b", 1)]}, {"test": [Prompt("1", "p", "g")]}
+    )
+    card.write_patch(
+        tmp_path, edit, parent="org/name", behaviour="rude", data=data, total=144, effects="Less."
+    )
+    (tmp_path / "logs").mkdir()
+    (tmp_path / "logs" / "points.jsonl").write_text("{}")
+    (tmp_path / ".hidden").write_text("secret")
+    return tmp_path
+
+
+def test_the_card_says_everything_that_undoing_needs(folder: Path) -> None:
+    text = (folder / "README.md").read_text()
+    for part in ("base_model: org/name", "2 of 144", "Less.", "## Limits", "surgery.undo(model)"):
+        assert part in text
+    assert "| test | 2 | 1 | 0 |" in text and str(folder) not in text
+
+
+def test_nothing_is_sent_without_a_yes(hub: Hub, folder: Path) -> None:
+    questions: list[str] = []
+
+    def no(question: str) -> str:
+        questions.append(question)
+        return ""
+
+    assert push_to_hub(folder, "me/patch", ask=no, endpoint=hub.address) is None
+    assert hub.calls == [] and "private me/patch" in questions[0]
+
+
+def test_what_is_sent_is_the_finished_folder_alone(hub: Hub, folder: Path) -> None:
+    address = push_to_hub(
+        folder, "me/patch", ask=lambda _: "y", token="hf_test", endpoint=hub.address
+    )
+    assert address == f"{hub.address}/me/patch/commit/1"
+    assert set(hub.files) == {"README.md", "surgery.safetensors"}
+    assert hub.files["surgery.safetensors"] == (folder / "surgery.safetensors").read_bytes()
+    assert hub.private is True
+
+
+def test_refusals_are_one_line(hub: Hub, folder: Path) -> None:
+    hub.refuses = True
+    with pytest.raises(UserError, match="the hub refused me/patch"):
+        push_to_hub(folder, "me/patch", ask=None, token="hf_test", endpoint=hub.address)
+    with pytest.raises(UserError, match="org/name"):
+        push_to_hub(folder, "patch", ask=None)
+    (folder / "README.md").unlink()
+    with pytest.raises(UserError, match=r"has no README\.md"):
+        push_to_hub(folder, "me/patch", ask=None)
