@@ -90,7 +90,7 @@ class Splits(Section):
 class Scorer(Section):
     """Text → [0, 1], one meaning that the behaviour shows."""
 
-    kind: Literal["patient", "classifier", "refusal", "perspective", "judge"] = Field(
+    kind: Literal["patient", "classifier", "words", "refusal", "perspective", "judge"] = Field(
         description="which scorer"
     )
     name: str = Field("", description="the column's name in tables; empty: the kind")
@@ -191,6 +191,9 @@ class Evaluation(Section):
     search_prompts: int = Field(100, ge=1, description="validation prompts for the first sieve")
     validation_prompts: int = Field(300, ge=1, description="prompts that the choice is made on")
     ablation_prompts: int = Field(150, ge=1, description="validation prompts of each ablation")
+    protocol_prompts: int = Field(
+        0, ge=0, description="most prompts of a protocol of the paper's; 0 = all, as it reports"
+    )
     test_prompts: int = Field(0, ge=0, description="prompts of each group reported on; 0 = all")
     clean_texts: int = Field(0, ge=0, description="clean texts of a split; 0 = all")
     window: int = Field(256, ge=2, description="tokens in a perplexity window")

@@ -120,7 +120,7 @@ def _eval_safety(text: str, split: str) -> Iterator[Row]:
             for number, prompt in enumerate(node):
                 identity = "/".join((*path, str(number)))
                 columns = dict(zip(levels, path, strict=True))
-                yield {"id": identity, "prompt": str(prompt), **columns}
+                yield {"id": identity, "prompt": str(prompt), "harmful": harmful, **columns}
         else:
             raise UserError(
                 f"eval-safety's {split} is not nested as {' → '.join(levels)} → prompts; "
@@ -129,7 +129,7 @@ def _eval_safety(text: str, split: str) -> Iterator[Row]:
 
     if split not in LEVELS:
         raise UserError(f"eval-safety has no {split!r}; use one of {', '.join(LEVELS)}")
-    levels = LEVELS[split]
+    levels, harmful = LEVELS[split], not split.startswith("benign")
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     yield from walk(yaml.load(text, Loader=loader), ())
 

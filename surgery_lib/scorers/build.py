@@ -16,6 +16,7 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
         "ClassifierScorer",
         {"id": "id", "label": "label", "revision": "revision"},
     ),
+    "words": ("surgery_lib.scorers.words", "WordsScorer", {"id": "id", "revision": "revision"}),
     "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
     "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),
     "judge": ("surgery_lib.scorers.judge", "JudgeScorer", {"id": "id"}),
