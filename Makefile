@@ -26,7 +26,7 @@ WORKFLOW ?= workflow/profiles/local
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce grid test lab lint lock check-results readme clean
+.PHONY: reproduce report grid test lab lint lock check-results readme clean
 
 reproduce: $(READY)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
@@ -38,6 +38,10 @@ reproduce: $(READY)
 grid: $(READY)
 	@$(BIN)/snakemake -s workflow/grid.smk --profile $(WORKFLOW) \
 	  --config grid='$(GRID)' results='$(RESULTS)'
+
+# A static site of whatever RESULTS holds, in RESULTS/site/index.html.
+report: $(READY)
+	@$(BIN)/python -m surgery_lib.report.site '$(RESULTS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest

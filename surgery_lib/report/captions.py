@@ -1,4 +1,4 @@
-"""What each figure shows, and the finding that its title says, for captions and for the unseeing."""
+"""What each figure shows and the finding in its title, as captions and as alternative text."""
 
 import re
 from html import unescape

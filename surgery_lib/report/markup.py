@@ -19,12 +19,14 @@ SHOWN = "Show the text"
 class Renderer(IPythonRenderer):
     """Tables scroll on their own, formulas are drawn, pictures from elsewhere stay words.
 
-    `pages` maps a notebook's file name to its page.
+    `pages` maps a notebook's file name to its page. HTML is shown as it is written, or in `prose`
+    (where it is a badge, not what a model said) left out.
     """
 
-    def __init__(self, pages: Mapping[str, str]) -> None:
+    def __init__(self, pages: Mapping[str, str], prose: bool) -> None:
         super().__init__(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
         self.pages = pages
+        self.prose = prose
 
     def table(self, text: str) -> str:
         return (
@@ -50,15 +52,15 @@ class Renderer(IPythonRenderer):
         return text  # a file of the repository, which the site does not hold
 
     def block_html(self, html: str) -> str:
-        return f"<p>{re.sub(r'<[^>]*>', ' ', html)}</p>"
+        return f"<p>{escape(re.sub(r'<[^>]*>', ' ', html) if self.prose else html)}</p>"
 
     def inline_html(self, html: str) -> str:
-        return ""
+        return "" if self.prose else escape(html)
 
 
 def markdown(text: str, pages: Mapping[str, str] | None = None, *, math: bool = False) -> str:
     """HTML of Markdown; `math` for the notebooks' own prose, where a dollar is no dollar."""
-    renderer = Renderer(pages or {})
+    renderer = Renderer(pages or {}, prose=math)
     if math:
         return str(MarkdownWithMath(renderer=renderer).render(text))
     return str(mistune.create_markdown(renderer=renderer, plugins=["table"])(text))
