@@ -17,6 +17,11 @@ Row = dict[str, Any]
 CONTEXTS = 100
 CONTENT_WORDS = 30
 
+# The least that a user's own data may be, so that a probe and a share mean something.
+TEXTS_NEEDED = {"train": 20, "validation": 5, "test": 5}
+TEXTS_IN_ALL = 50
+PROMPTS_NEEDED = 10
+
 
 def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -> BehaviourData:
     """Read all the texts of behaviour `name`.
@@ -55,6 +60,8 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
         contexts=_contexts(name, spec, prompts, clean),
     )
     data.check()
+    if any(source.kind == "file" for source in (*spec.examples.train, *spec.prompts.test)):
+        check_amounts(data)
     return _cut(data, limit) if limit else data
 
 
@@ -123,6 +130,26 @@ def _rows(source: Source, split: str) -> list[Row]:
             "check their values"
         )
     return found[: source.limit] if source.limit else found
+
+
+def check_amounts(data: BehaviourData) -> None:
+    """UserError where a user's own file gives too little to fit, choose or report on."""
+    for split, needed in TEXTS_NEEDED.items():
+        for label in (0, 1):
+            count = sum(example.label == label for example in data.examples[split])
+            if count < needed:
+                raise UserError(
+                    f"{data.name}, {split}: {count} texts with label {label}, and {needed} are "
+                    f"needed; of a file that is split by part, give at least {TEXTS_IN_ALL} texts "
+                    "of each label"
+                )
+    for split in ("validation", "test"):
+        count = len(data.prompts[split])
+        if count < PROMPTS_NEEDED:
+            raise UserError(
+                f"{data.name}, {split}: {count} prompts, and {PROMPTS_NEEDED} are needed; of a "
+                f"file that is split by part, give at least {2 * PROMPTS_NEEDED}"
+            )
 
 
 def read_table(path: Path) -> list[Row]:

@@ -94,7 +94,7 @@ class Scorer(Section):
         description="which scorer"
     )
     name: str = Field("", description="the column's name in tables; empty: the kind")
-    id: str = Field("", description="model of the classifier or judge")
+    id: str = Field("", description="model of the classifier or judge; file of texts")
     revision: str | None = Field(None, description="commit of that model")
     label: int | str = Field(1, description="the classifier's class that shows the behaviour")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which the behaviour counts")

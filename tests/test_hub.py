@@ -60,7 +60,8 @@ class Handler(BaseHTTPRequestHandler):
         if hub.refuses:
             self.answer({"error": "not allowed"}, 403)
         elif self.path == "/api/repos/create":
-            hub.private = json.loads(body).get("private")
+            asked = json.loads(body)
+            hub.private = asked.get("private") or asked.get("visibility") == "private"
             self.answer({"url": f"{hub.address}/me/patch", "id": "me/patch"})
         elif "/preupload/" in self.path:
             wanted = json.loads(body)["files"]

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Quickstart and notebook 01 as Colab meets them: an empty folder, a fresh environment with only what
 # Colab preinstalls, the repository's address pointed at a clone of this checkout. Run by hand:
-#   tests/colab/prove.sh [PYTHON]      writes results/colab/log.txt
+#   TORCH=torch==2.13.0+cpu tests/colab/prove.sh [PYTHON]      writes results/colab/log.txt
 set -eu
 root=$(cd "$(dirname "$0")/../.." && pwd)
 python=${1:-python3}
@@ -12,8 +12,8 @@ tag=v$(sed -n 's/^__version__ = "\(.*\)"/\1/p' "$root/surgery_lib/__init__.py")
 git clone -q "$root" "$work/clone"
 git -C "$work/clone" tag -f "$tag" >/dev/null
 "$python" -m venv "$work/env"
-"$work/env/bin/python" -m pip install -q --disable-pip-version-check torch numpy pandas matplotlib \
-    ipykernel papermill packaging ${PIP_EXTRA:-}
+"$work/env/bin/python" -m pip install -q --disable-pip-version-check "${TORCH:-torch}" numpy pandas matplotlib \
+    ipykernel papermill
 mkdir "$work/empty" && cd "$work/empty"
 cp "$root/notebooks/quickstart.ipynb" "$root/notebooks/01_probe.ipynb" .
 

@@ -1,0 +1,125 @@
+"""The panel in a real browser: JupyterLab's server, headless Chromium, a slider moved. By hand:
+
+    python tests/browser/panel.py OUT     (needs chromium, chromedriver, `pip install selenium`)
+
+The panel on the patient in JupyterLab: takes OUT/before.png, moves the
+strength, sees the text change, and takes OUT/after.png.
+"""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import nbformat
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+ROOT = Path(__file__).resolve().parents[2]
+CODE = """\
+from surgery_lib import activations, behaviours, explore, models, probe, scorers
+from surgery_lib.settings import load_profile
+
+spec = load_profile("patient").behaviours["toxicity"]
+model, tokenizer = models.load_model("embedded:patient")
+data = behaviours.load("toxicity", spec, limit=150)
+examples = data.examples["train"]
+states = activations.pooled_states(model, tokenizer, [e.text for e in examples])
+probes = {p.name: p for p in probe.fit(states, [e.label for e in examples], estimator="lda")}
+prompt = next(p.text for p in data.prompts["test"] if p.group == "challenging")
+order = {name: probes[name] for name in reversed(probes)}
+panel = explore.panel(
+    model, tokenizer, order, [scorers.build(spec.guide)], prompt, fraction=0.1, strength=0.0
+)
+panel
+"""
+
+
+def free_port() -> int:
+    with socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        return int(held.getsockname()[1])
+
+
+def server(folder: Path, port: int) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        f"--port={port}",
+        "--ip=127.0.0.1",
+    ]
+    options = ["--IdentityProvider.token=", f"--ServerApp.root_dir={folder}", "--allow-root"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([*command, *options], env=environment, stderr=subprocess.DEVNULL)
+
+
+def browser() -> webdriver.Chrome:
+    options = webdriver.ChromeOptions()
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900", "--disable-gpu"):
+        options.add_argument(argument)
+    options.binary_location = shutil.which("chromium") or ""
+    service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
+    return webdriver.Chrome(options=options, service=service)
+
+
+def main(out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as name:
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CODE)])
+        notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, Path(name) / "panel.ipynb")
+        port = free_port()
+        lab = server(Path(name), port)
+        time.sleep(8)
+        page = browser()
+        try:
+            check(page, f"http://127.0.0.1:{port}/lab/tree/panel.ipynb", out)
+        finally:
+            page.save_screenshot(str(out / "last.png"))
+            page.quit()
+            lab.terminate()
+            lab.wait(30)
+
+
+def check(page: webdriver.Chrome, address: str, out: Path) -> None:
+    """Open, run all, move the slider, see the text change."""
+    page.get(address)
+    wait = WebDriverWait(page, 150)
+    cell = wait.until(lambda p: p.find_element(By.CSS_SELECTOR, ".jp-Notebook .cm-content"))
+    time.sleep(6)  # the kernel
+    page.execute_script("arguments[0].scrollIntoView()", cell)
+    cell.click()
+    ActionChains(page).key_down(Keys.SHIFT).send_keys(Keys.ENTER).key_up(Keys.SHIFT).perform()
+    shown = wait.until(
+        lambda p: p.find_element(By.CSS_SELECTOR, ".widget-html .model-surgery-panel")
+    )
+    before = shown.text
+    page.execute_script("arguments[0].scrollIntoView({block: 'end'})", shown)
+    time.sleep(2)
+    page.save_screenshot(str(out / "before.png"))
+    slider = page.find_element(By.CSS_SELECTOR, ".widget-slider .noUi-handle")
+    ActionChains(page).drag_and_drop_by_offset(slider, 70, 0).perform()
+
+    def moved(p: webdriver.Chrome) -> bool:
+        return p.find_element(By.CSS_SELECTOR, ".widget-html .model-surgery-panel").text != before
+
+    start = time.perf_counter()
+    wait.until(moved)
+    print(f"the text changed {time.perf_counter() - start:.1f} s after the slider was let go")
+    time.sleep(1)
+    page.save_screenshot(str(out / "after.png"))
+    panel = page.find_element(By.CSS_SELECTOR, ".widget-vbox")
+    panel.screenshot(str(out / "panel.png"))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
