@@ -110,7 +110,11 @@ def capability(
     from lm_eval import simple_evaluate
     from lm_eval.models.huggingface import HFLM
 
-    folder = str(Path(include_path).resolve()) if include_path else None
+    # A profile names its folder from the repository's root, wherever the notebook runs.
+    found_in = [place / include_path for place in (Path.cwd(), ROOT)] if include_path else []
+    folder = next((str(path.resolve()) for path in found_in if path.is_dir()), None)
+    if include_path and folder is None:
+        raise UserError(f"there is no folder {include_path} with task files; check include_path")
     places = [Path.cwd(), ROOT, *([Path(folder)] if folder else [])]
     manager = _tasks(tasks, folder)
     context = context_length(model)
