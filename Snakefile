@@ -29,6 +29,7 @@ NOTEBOOKS = {
     "04_evaluate": {"needs": ["03_surgery"], "writes": "evaluation.json"},
     "05_compare": {"needs": ["03_surgery"], "writes": "comparison.json", "long": True},
     "06_ablate": {"needs": ["03_surgery"], "writes": "ablation.json", "long": True},
+    "07_protocols": {"needs": ["00_patient"], "writes": "protocols.json", "shared": True, "long": True},
 }
 
 NAME = str(config.get("profile", "patient"))

@@ -1,7 +1,6 @@
 """What an ablation is made of, each thing once: states, directions, and the scores of all rows."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -27,13 +26,10 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
     surgery = Surgery.load(study.path("surgery"))
     probes = probe.load(study.path("probe.safetensors"))
     chosen = probes[surgery.about["probe"]]
-    short = replace(
-        data, contexts={split: pairs[:CONTEXT_PAIRS] for split, pairs in data.contexts.items()}
-    )
     meter = Meter(
         model,
         tokenizer,
-        short,
+        data,
         study.spec,
         profile.evaluation,
         [scorers.build(study.spec.guide)],
@@ -41,6 +37,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         prompts=profile.evaluation.ablation_prompts,
         triggers_only=True,
         clean=CLEAN_TEXTS,
+        kept=CONTEXT_PAIRS,
     )
     key = files.fingerprint(
         study.settings(),

@@ -1,0 +1,133 @@
+"""Whole operations in one call: a short search for an edit, its inverse, and several on one model.
+
+Notebooks 01 to 03 show each step of the search; here it is for studies that need many edits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from surgery_lib import activations, files, probe, region, scorers, sweep
+from surgery_lib.data import BehaviourData
+from surgery_lib.evaluation.meter import Meter
+from surgery_lib.profile import Profile
+from surgery_lib.surgery import Surgery, fingerprint
+
+# The search looks at this many layers, evenly spaced and the last one with them, on this many
+# prompts, and measures damage on this many clean texts.
+LAYERS = 5
+PROMPTS = 80
+CLEAN_TEXTS = 40
+
+
+def operate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    name: str,
+    data: BehaviourData,
+    profile: Profile,
+    *,
+    seed: int = 0,
+    ledger: Path | None = None,
+    cache: Path | None = None,
+) -> Surgery:
+    """The edit that takes the behaviour `name` off the model as it now is, chosen on validation.
+
+    Layers, estimators, rules, K and strength as the profile has them, on fewer layers and prompts
+    than notebook 03; measured points are kept in `ledger`. UserError where no edit stays within the
+    profile's budget.
+    """
+    spec, settings = profile.behaviours[name], profile.probe
+    numbers = activations.layer_numbers(model, settings.layers)
+    layers = spaced(numbers, LAYERS)
+    examples = data.examples["train"][: settings.limit or None]
+    states = activations.cached_states(
+        cache,
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        layers=layers,
+        pooling=settings.pooling,
+        max_tokens=settings.max_tokens,
+    )
+    labels = [example.label for example in examples]
+    probes = {
+        one.name: one
+        for estimator in settings.estimators
+        for one in probe.fit(
+            states,
+            labels,
+            estimator=estimator,
+            direction=settings.direction if estimator == "softmax" else "difference",
+            seed=seed,
+            layers=layers,
+            behaviour=name,
+            pooling=settings.pooling,
+        )
+    }
+    table = sweep.prepare(model, tokenizer, probes, data, profile)
+    meter = Meter(
+        model,
+        tokenizer,
+        replace(data, contexts={}, benign={}),
+        spec,
+        profile.evaluation,
+        [scorers.build(spec.guide)],
+        split="validation",
+        prompts=PROMPTS,
+        triggers_only=True,
+        clean=CLEAN_TEXTS,
+    )
+    key = files.fingerprint(
+        profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)
+    )
+    held = sweep.Ledger(ledger or Path("/dev/null"), key)
+    fractions, strengths = profile.region.fractions, profile.surgery.strengths
+    sieve = sweep.sieve_points(list(probes), profile.region.rules, fractions, strengths)
+    sieved = sweep.measure(model, table, meter, sieve, held, label=f"{name}: sieve")
+    points = sweep.grid(sweep.survivors(sieved, profile.budget), fractions, strengths)
+    swept = sweep.measure(model, table, meter, points, held, label=f"{name}: sweep")
+    best = sweep.choose(swept, profile.budget)
+    point = sweep.Point(*(best[part] for part in ("probe", "rule", "fraction", "strength")))
+    found = table.surgery(model, point)
+    return replace(found, about={**found.about, "behaviour": name, "validation": best})
+
+
+def spaced(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spaced, the last one with them."""
+    if len(numbers) <= count:
+        return list(numbers)
+    last = len(numbers) - 1
+    return sorted({numbers[round(last * (n + 1) / count)] for n in range(count)})
+
+
+def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
+    """The edit towards the behaviour: the inverse direction, in the rows opposed to *it*.
+
+    As many rows, as far. `model` must be unedited.
+    """
+    scores = region.cosine_scores(model, -surgery.direction, surgery.matrix)
+    rows = region.select(scores, len(surgery.rows))
+    return replace(
+        surgery,
+        rows=rows,
+        direction=-surgery.direction,
+        fingerprint=fingerprint(model, rows, surgery.matrix),
+        about={**surgery.about, "inverse": True},
+    )
+
+
+@contextmanager
+def applied(model: PreTrainedModel, surgeries: Sequence[Surgery]) -> Iterator[PreTrainedModel]:
+    """The model with several edits, applied in order and undone in reverse.
+
+    Edits made for the unedited model may share rows, so only the first is checked against it.
+    """
+    with ExitStack() as stack:
+        for number, surgery in enumerate(surgeries):
+            stack.enter_context(surgery.applied(model, force=number > 0))
+        yield model
