@@ -169,6 +169,9 @@ class Budget(Section):
     """The damage that a chosen point may do."""
 
     perplexity_rise: float = Field(0.10, ge=0, description="relative, on clean text")
+    context_kl: float | None = Field(
+        None, gt=0, description="nats a token inside contexts that trigger the behaviour"
+    )
     margin: float = Field(
         0.8, gt=0, le=1, description="share of the budget that may be used on validation"
     )

@@ -23,6 +23,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.meter import Meter, Reading
 from surgery_lib.probe import Probe
 from surgery_lib.profile import Budget, Profile
+from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, Unit
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
@@ -88,6 +89,16 @@ def prepare(
         scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
     row_norm = region.mean_row_norm(model, matrix)
     return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
+
+
+# What says how to choose among points, not what a point measures.
+CHOICE = ("about", "budget", "controls", "order", "seeds")
+
+
+def ledger_key(study: Study, data: BehaviourData) -> str:
+    """Names everything that a measured point depends on."""
+    settings = {k: v for k, v in study.settings().items() if k not in CHOICE}
+    return files.fingerprint(settings, study.seed, data.fingerprint)
 
 
 class Ledger:
@@ -195,8 +206,8 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
     best = min(points, key=lambda point: _order(point, budget))
     if _order(best, budget)[0]:
         raise UserError(
-            f"no edit stays within {100 * budget.perplexity_rise * budget.margin:.1f} % more "
-            "perplexity on validation; add weaker surgery.strengths or smaller region.fractions"
+            f"no edit stays within {budget.margin} of the budget on validation; "
+            "add weaker surgery.strengths or smaller region.fractions, or raise the budget"
         )
     return dict(best)
 
@@ -211,9 +222,16 @@ def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[
     ]
 
 
+def over(point: Mapping[str, Any], budget: Budget) -> float:
+    """By what part of what validation may spend a point is over the budget; 0 within it."""
+    spent = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and point.get("context_kl") is not None:
+        spent.append(point["context_kl"] / (budget.context_kl * budget.margin))
+    return float(max(0.0, max(spent) - 1))
+
+
 def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:
-    over = max(0.0, point["perplexity_rise"] - budget.perplexity_rise * budget.margin)
-    return over, point["rate"]["value"], point["perplexity_rise"]
+    return over(point, budget), point["rate"]["value"], point["perplexity_rise"]
 
 
 def _kind(estimator: str, rule: str) -> str:
