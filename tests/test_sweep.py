@@ -113,6 +113,12 @@ def test_the_choice_is_the_least_behaviour_within_the_budget() -> None:
         sweep.choose([point(0.0, 0.5)], budget)
 
 
+def test_damage_inside_contexts_counts_where_it_is_limited() -> None:
+    points = [point(0.0, 0.01) | {"context_kl": 0.03}, point(0.3, 0.02) | {"context_kl": 0.01}]
+    assert sweep.choose(points, Budget()) == points[0]
+    assert sweep.choose(points, Budget(context_kl=0.02)) == points[1]
+
+
 def test_controls_keep_the_size_of_the_edit(tiny: Any) -> None:
     model, _ = tiny
     table, one = made(model)
