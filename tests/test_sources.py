@@ -34,6 +34,7 @@ def test_derived_columns_and_nested_prompts(small: Path) -> None:
     assert prompts[1] == {
         "id": "AIM/Hate/Posts/High Severity/1",
         "prompt": "two",
+        "harmful": True,
         "attack": "AIM",
         "category": "Hate",
         "topic": "Posts",
