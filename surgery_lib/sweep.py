@@ -181,8 +181,13 @@ def sieve_points(
 
 
 def survivors(sieved: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:
-    """The (probe, rule) pairs with the least behaviour left; those within the budget come first."""
-    ranked = sorted(sieved, key=lambda point: _order(point, budget))
+    """The (probe, rule) pairs with the least behaviour left; those within the budget come first.
+
+    The sieve looks at one edit, which weaker ones of the same pair may undercut, so that only what
+    ruins clean text counts against a pair here.
+    """
+    clean = budget.model_copy(update={"context_kl": None})
+    ranked = sorted(sieved, key=lambda point: _order(point, clean))
     return [(point["probe"], point["rule"]) for point in ranked[:SURVIVORS]]
 
 

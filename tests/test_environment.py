@@ -18,7 +18,13 @@ ENVIRONMENT = (ROOT / "environment.yml").read_text(encoding="utf-8")
 RUN = [Requirement(text) for text in PROJECT["dependencies"]]
 DEVELOP = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
 # Where a module is not named as the package that brings it.
-PACKAGES = {"sklearn": "scikit-learn", "yaml": "pyyaml", "lm_eval": "lm-eval", "IPython": "ipython"}
+PACKAGES = {
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+    "lm_eval": "lm-eval",
+    "IPython": "ipython",
+    "PIL": "pillow",
+}
 
 
 def lock() -> dict[str, str]:

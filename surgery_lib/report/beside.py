@@ -49,19 +49,18 @@ CONTROLS = {
 }
 PROBED = {"toxicity": "toxic", "jailbreak": "jailbreak", "positivity": "negative"}
 PROBED["negativity"] = "negative"
-HEADER = ["behaviour", "study", "measure", "n", "before", "after", "change"]
-HEADER += ["perplexity before", "after", "change", "capability, points"]
+HEADER = ["study", "measure", "n", "before", "after", "change", "perplexity"]
+HEADER += ["capability, points"]
 
 
 def headline(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """Every study (behaviour, Markdown name, evaluation), each behaviour with the paper's rows."""
-    lines: list[list[str]] = []
+    """A table for each behaviour: our studies (behaviour, Markdown name, evaluation), the paper's."""
+    parts = []
     for behaviour in dict.fromkeys(row[0] for row in rows):
-        lines += [
-            [name, label, *_ours(result)] for name, label, result in rows if name == behaviour
-        ]
-        lines += [[behaviour, *_claimed(claim)] for claim in CLAIMS.get(behaviour, ())]
-    return markdown_table(HEADER, lines)
+        lines = [[label, *_ours(result)] for name, label, result in rows if name == behaviour]
+        lines += [_claimed(claim) for claim in CLAIMS.get(behaviour, ())]
+        parts.append(f"### {behaviour}\n\n{markdown_table(HEADER, lines)}")
+    return "\n".join(parts)
 
 
 def _ours(result: Mapping[str, Any]) -> list[str]:
@@ -74,9 +73,8 @@ def _ours(result: Mapping[str, Any]) -> list[str]:
         shown(before),
         shown(after),
         _change(before["value"], after["value"]),
-        shown(base["perplexity"], 1.0, 2),
-        shown(edited["perplexity"], 1.0, 2),
-        f"{100 * edited['perplexity_rise']:+.1f} %",
+        f"{base['perplexity']['value']:.2f} → {edited['perplexity']['value']:.2f} "
+        f"({100 * edited['perplexity_rise']:+.1f} %)",
         shown(points["change"]) if points else "not measured",
     ]
 
@@ -95,9 +93,7 @@ def _claimed(claim: Claim) -> list[str]:
         f"{before:.1f}",
         f"{after:.1f}",
         _change(before, after),
-        f"{first:.2f}",
-        f"{second:.2f}",
-        _change(first, second),
+        f"{first:.2f} → {second:.2f} ({_change(first, second)})",
         f"{points:+.1f}",
     ]
 

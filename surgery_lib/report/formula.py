@@ -18,6 +18,8 @@ REWRITTEN = (
     (r"\\frac(\w)(\w)", r"\\frac{\1}{\2}"),
     (r"\\(mathbb|mathcal|mathrm|sqrt) (\w)", r"\\\1{\2}"),
     (r"\\(?:text|operatorname)\{([^}]*)\}", lambda found: _upright(found[1])),
+    (r"\\xrightarrow\{([^{}]*)\}", r"\\overset{\1}{\\longrightarrow}"),
+    (r"\\(log|exp|cos|max|min)(?![a-zA-Z])", r"\\,\\\1"),  # else a sum touches it
     (r"\s+", " "),
 )
 
