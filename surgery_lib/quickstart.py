@@ -64,7 +64,8 @@ def start(
     is used as it is, with the quickstart's amounts. Own `overrides` come last.
     """
     if profile:
-        chosen, settings = profile, {}
+        chosen = profile
+        settings: dict[str, Any] = {}
         print(f"profile {profile}, as it says")
     else:
         where = where or place()

@@ -54,7 +54,7 @@ HEADER += ["capability, points"]
 
 
 def headline(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
-    """A table for each behaviour: our studies (behaviour, Markdown name, evaluation), the paper's."""
+    """A table for each behaviour: our studies (behaviour, name, evaluation), the paper's."""
     parts = []
     for behaviour in dict.fromkeys(row[0] for row in rows):
         lines = [[label, *_ours(result)] for name, label, result in rows if name == behaviour]

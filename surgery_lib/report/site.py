@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,7 @@ class Site:
         ]
         sound = []
         for line in lines:
-            if _tried(
-                lambda line=line: beside.headline([line]), f"{line[1]}, evaluation", problems
-            ):
+            if _tried(partial(beside.headline, [line]), f"{line[1]}, evaluation", problems):
                 sound.append(line)
         overview = next(
             (
@@ -211,9 +210,7 @@ class Site:
             except UserError as error:
                 problems.append(str(error).replace(f"{path.parent}/", ""))
                 continue
-            made = _tried(
-                lambda c=content: measured.table(c, measured="median"), path.name, problems
-            )
+            made = _tried(partial(measured.table, content, measured="median"), path.name, problems)
             found.append((path.stem.replace("_", " "), self._markdown(made or "")))
         return self._render("benchmarks.html", benchmarks=found, problems=problems)
 
