@@ -18,10 +18,11 @@ from surgery_lib.profile import Profile
 from surgery_lib.surgery import Surgery, fingerprint
 
 # The search looks at this many layers, evenly spaced and the last one with them, on this many
-# prompts, and measures damage on this many clean texts.
+# prompts, and measures damage on this many clean texts and triggering contexts.
 LAYERS = 5
 PROMPTS = 80
 CLEAN_TEXTS = 40
+CONTEXTS = 40
 
 
 def operate(
@@ -73,7 +74,7 @@ def operate(
     meter = Meter(
         model,
         tokenizer,
-        replace(data, contexts={}, benign={}),
+        replace(data, benign={}),
         spec,
         profile.evaluation,
         [scorers.build(spec.guide)],
@@ -81,6 +82,7 @@ def operate(
         prompts=PROMPTS,
         triggers_only=True,
         clean=CLEAN_TEXTS,
+        kept=CONTEXTS,
     )
     key = files.fingerprint(
         profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)

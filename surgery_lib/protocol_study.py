@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import activations, behaviours, files, operations, scorers
 from surgery_lib.data import BehaviourData, Prompt
+from surgery_lib.errors import UserError
 from surgery_lib.evaluation import capability as tasks
 from surgery_lib.evaluation import protocols
 from surgery_lib.evaluation.damage import Reference
@@ -37,16 +38,21 @@ BY_ROLE: dict[str, tuple[str, ...]] = {
 # ones, and those that the paper's combination does not have.
 ONLY_OWN = ("realtoxicity-standard", "toxigen-neutral", "jailbreak-benign")
 NETWORK = ("judge", "perspective")
+BASE = "base"
 DAMAGE_TEXTS = 150
 
 
 @dataclass(frozen=True)
 class Operation:
-    """Edits applied one after the other, under a name, and the behaviours that they are for."""
+    """Edits applied one after the other, under a name, and the behaviours that they are for.
+
+    `refused` says why there are none.
+    """
 
     name: str
     surgeries: tuple[Surgery, ...] = ()
     behaviours: tuple[str, ...] = ()
+    refused: str = ""
 
     @property
     def key(self) -> str:
@@ -90,25 +96,38 @@ class Theatre:
             )
 
     def operations(self) -> list[Operation]:
-        """Base; each behaviour less and, where the paper does, more; and the profile's `order`."""
-        single = {name: self.operate(name) for name in self.profile.behaviours}
-        found = [Operation("base", (), tuple(single))]
-        for name, surgery in single.items():
-            found.append(Operation(f"less {name}", (surgery,), (name,)))
-            if ROLES.get(name) in ("jailbreak", "attitude"):
-                turned = operations.inverse(self.model, surgery)
+        """Base; each behaviour less and, where the paper does, more; and the profile's `order`.
+
+        Where no edit stays within the budget the operation says so in `refused`.
+        """
+        found = [Operation(BASE, (), tuple(self.profile.behaviours))]
+        for name in self.profile.behaviours:
+            less = self._attempt(f"less {name}", (name,), [name])
+            found.append(less)
+            if less.surgeries and ROLES.get(name) in ("jailbreak", "attitude"):
+                turned = operations.inverse(self.model, less.surgeries[0])
                 found.append(Operation(f"more {name}", (turned,), (name,)))
         order = self.profile.order
         if len(order) < 2:
             return found
         for names in (order, order[::-1]):
-            chain: list[Surgery] = [single[names[0]]]
-            for name in names[1:]:
+            label = ", then ".join(f"less {name}" for name in names)
+            found.append(self._attempt(label, order, names))
+        singles = [next(one for one in found if one.name == f"less {name}") for name in order]
+        label = " and ".join(one.name for one in singles) + " at once"
+        both = tuple(surgery for one in singles for surgery in one.surgeries)
+        refused = "; ".join(one.refused for one in singles if one.refused)
+        return [*found, Operation(label, () if refused else both, order, refused)]
+
+    def _attempt(self, label: str, behaviours: tuple[str, ...], names: Sequence[str]) -> Operation:
+        """Edits one after the other, each searched for on the model that those before it leave."""
+        chain: list[Surgery] = []
+        try:
+            for name in names:
                 chain.append(self.operate(name, chain))
-            found.append(Operation(", then ".join(f"less {n}" for n in names), tuple(chain), order))
-        both = tuple(single[name] for name in order)
-        label = " and ".join(f"less {n}" for n in order)
-        return [*found, Operation(f"{label} at once", both, order)]
+        except UserError as error:
+            return Operation(label, (), behaviours, f"{names[len(chain)]}: {error}")
+        return Operation(label, tuple(chain), behaviours)
 
     def protocols(self, operation: Operation) -> Iterator[tuple[str, str]]:
         """(behaviour, protocol) pairs that an operation is put through."""
@@ -118,7 +137,7 @@ class Theatre:
         for name in self.profile.behaviours:
             if name not in wanted or name not in ROLES:
                 continue
-            own = not operation.surgeries or mine == {name}
+            own = operation.name == BASE or mine == {name}
             for protocol in BY_ROLE[ROLES[name]]:
                 if own or protocol not in ONLY_OWN:
                     yield name, protocol

@@ -44,7 +44,7 @@ def write_study(folder: Path, model: Path) -> Study:
 
     cut = {"train": (0.0, 0.5), "validation": (0.5, 0.8), "test": (0.8, 1.0)}
     examples = {split: part(*ends, label="label") for split, ends in cut.items()}
-    prompts = {split: part(*ends, group="challenging", limit=6) for split, ends in cut.items()}
+    prompts = {split: part(*ends, group="challenging", limit=10) for split, ends in cut.items()}
     clean = {split: part(*ends, limit=4) for split, ends in cut.items()}
     profile = {
         "about": "a test",
@@ -60,7 +60,7 @@ def write_study(folder: Path, model: Path) -> Study:
                 "max_new_tokens": 3,
             }
         },
-        "evaluation": {"window": 32},
+        "evaluation": {"window": 32, "ablation_prompts": 6},
     }
     path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(profile), encoding="utf-8")
@@ -230,7 +230,7 @@ def test_damage_is_matched_by_halving(bench: tuple[Bench, Study]) -> None:
         yield
 
     class Fake(Bench):
-        def _rise(self, edited: Any) -> float:
+        def _damage(self, edited: Any) -> float:
             with edited:
                 return next(rises, 1.5) ** 2
 

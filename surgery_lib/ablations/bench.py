@@ -20,11 +20,11 @@ from surgery_lib.sweep import Ledger
 Edit = Callable[[], AbstractContextManager[Any]]
 
 CHOSEN = "chosen"
-# Where damage is matched: the least rise of perplexity to match, how far strength is followed, and
-# how often the interval is halved.
-LEAST_RISE = 0.01
+# Where damage is matched: how far strength is followed, how often the interval is halved, and the
+# rise of perplexity below which one edit is as good as another.
 FARTHEST = 8.0
-HALVINGS = 5
+HALVINGS = 6
+LEAST_RISE = 0.01
 BEYOND = 1e6  # stands for a perplexity that is no number any more
 
 
@@ -166,32 +166,33 @@ class Bench:
         }
 
     def matched(self, name: str, edit: Callable[[float], AbstractContextManager[Any]]) -> float:
-        """The multiple at which `edit` raises clean perplexity as much as the chosen edit does.
+        """The multiple at which `edit` does as much damage as the chosen edit.
 
-        Found by halving on a logarithmic scale up to `FARTHEST`; where even that does less damage,
-        it is that. The least rise to match is `LEAST_RISE`.
+        Damage is the divergence inside contexts that trigger the behaviour, or the rise of clean
+        perplexity where the behaviour has no contexts. Found by halving on a logarithmic scale up
+        to `FARTHEST`; where even that does less damage, it is that.
         """
         held = self.ledger.get(f"match | {name}")
         if held is None:
-            chosen = self._rise(self.edit(self.surgery.rows, self.chosen.direction))
-            target = max(chosen, LEAST_RISE)
+            target = self._damage(self.edit(self.surgery.rows, self.chosen.direction))
             low, high = math.log(1 / FARTHEST), math.log(FARTHEST)
-            if self._rise(edit(FARTHEST)) > target:
+            if self._damage(edit(FARTHEST)) > target:
                 for _ in range(HALVINGS):
                     middle = (low + high) / 2
-                    too_much = self._rise(edit(math.exp(middle))) > target
+                    too_much = self._damage(edit(math.exp(middle))) > target
                     low, high = (low, middle) if too_much else (middle, high)
                 high = (low + high) / 2
             held = self.ledger.put(f"match | {name}", {"multiple": math.exp(high)})
         return float(held["multiple"])
 
-    def _rise(self, edited: AbstractContextManager[Any]) -> float:
+    def _damage(self, edited: AbstractContextManager[Any]) -> float:
+        part = "context" if self.meter.reference.pairs else "perplexity"
         with edited:
-            damage = self.meter.reference.compare(
-                self.model, parts=("perplexity",), intervals=False
-            )
+            damage = self.meter.reference.compare(self.model, parts=(part,), intervals=False)
+        if damage.context_kl is not None:
+            return _number(damage.context_kl.value)
         ratio = damage.perplexity_ratio
-        return _number(ratio["value"] - 1) if ratio is not None else 0.0
+        return max(LEAST_RISE, _number(ratio["value"] - 1)) if ratio is not None else 0.0
 
 
 def _number(value: float) -> float:
