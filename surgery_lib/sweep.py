@@ -218,11 +218,20 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
 
 
 def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
-    """Trigger prompts with what the base and the edited model write, those that changed first."""
+    """Trigger prompts with what the base and the edited model write, those that changed first.
+
+    Prompts of the patient's own world are quoted; those of public data sets, which results do not
+    carry, stand under their id.
+    """
+    own = all(source.kind == "patient" for source in meter.spec.prompts.validation)
     pairs = list(zip(meter.prompts, meter.base.rows, after.rows, strict=True))
     pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
     return [
-        {"prompt": prompt.text, "before": before["text"], "after": edited["text"]}
+        {
+            "prompt": prompt.text if own else prompt.id,
+            "before": before["text"],
+            "after": edited["text"],
+        }
         for prompt, before, edited in pairs[:count]
     ]
 
