@@ -80,7 +80,11 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.calls.append(self.path)
-        self.answer({"id": "me/patch", "sha": "0" * 40, "siblings": []})
+        found = {"id": "me/patch", "sha": "0" * 40, "siblings": []}
+        self.answer(
+            {"error": "not allowed"} if self.server.refuses else found,
+            403 if self.server.refuses else 200,
+        )
 
     def log_message(self, *_: Any) -> None:
         return

@@ -109,7 +109,7 @@ run() {
         kill -0 "$first" || { find "$work/logs" -type f -exec tail -n 40 {} +; return 1; }
         sleep 0.2
     done
-    victim=$(squeue --noheader --states=R --format "%i %k" | grep toxicity | grep -w 1 | cut -d' ' -f1)
+    victim=$(basename "$work"/logs/rule_study/patient_toxicity_1/*.log .log)
     scancel --signal=KILL --full "$victim"
     say "killed job $victim"
     wait "$first" && { say "the first call should have failed"; return 1; }
