@@ -163,7 +163,8 @@ def render(comparison: Comparison, prompt: str, caption: str) -> str:
     return (
         f'<div class="model-surgery-panel" style="font-family:sans-serif;max-width:900px">'
         f'<table style="width:100%;table-layout:fixed;border-collapse:collapse"><tr>{cells}</tr>'
-        f'</table><p style="margin:6px 2px">{html.escape(caption)} · KL(base ‖ edited) '
+        f'</table><p style="margin:6px 2px;line-height:1.5;white-space:normal">'
+        f"{html.escape(caption)} · KL(base ‖ edited) "
         f"<b>{comparison.kl:.3f}</b> nats a token · shading: probe score, "
         f'<span style="background:rgba({WARM},.55)">towards</span> and '
         f'<span style="background:rgba({COOL},.45)">away from</span> the behaviour</p></div>'
@@ -205,7 +206,7 @@ class Panel:
         import ipywidgets as widgets
 
         self.explorer = explorer
-        wide = {"layout": widgets.Layout(width="420px"), "style": {"description_width": "80px"}}
+        wide = {"layout": widgets.Layout(width="98%"), "style": {"description_width": "80px"}}
         fractions = sorted({*FRACTIONS, fraction})
         self.controls: dict[str, Any] = {
             "strength": widgets.FloatSlider(
@@ -223,12 +224,17 @@ class Panel:
         }  # fmt: skip
         self.prompt = widgets.Textarea(
             prompt, description="prompt", continuous_update=False, rows=2,
-            layout=widgets.Layout(width="852px"), style={"description_width": "80px"},
+            layout=widgets.Layout(width="98%"), style={"description_width": "80px"},
         )  # fmt: skip
         self.output = widgets.HTML()
         left, right = ("strength", "k"), ("direction", "rule")
-        columns = [widgets.VBox([self.controls[name] for name in side]) for side in (left, right)]
-        self.widget = widgets.VBox([self.prompt, widgets.HBox(columns), self.output])
+        half = widgets.Layout(width="50%", overflow="hidden")
+        columns = [
+            widgets.VBox([self.controls[name] for name in side], layout=half)
+            for side in (left, right)
+        ]
+        whole = widgets.Layout(width="100%", max_width="900px", overflow="hidden")
+        self.widget = widgets.VBox([self.prompt, widgets.HBox(columns), self.output], layout=whole)
         for control in (*self.controls.values(), self.prompt):
             control.observe(self._changed, names="value")
         self._changed()

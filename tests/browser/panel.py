@@ -64,7 +64,7 @@ def server(folder: Path, port: int) -> subprocess.Popen[bytes]:
 
 def browser() -> webdriver.Chrome:
     options = webdriver.ChromeOptions()
-    for argument in ("--headless=new", "--no-sandbox", "--window-size=1200,900", "--disable-gpu"):
+    for argument in ("--headless=new", "--no-sandbox", "--window-size=1400,1000", "--disable-gpu"):
         options.add_argument(argument)
     options.binary_location = shutil.which("chromium") or ""
     service = webdriver.ChromeService(executable_path=shutil.which("chromedriver"))
@@ -117,6 +117,8 @@ def check(page: webdriver.Chrome, address: str, out: Path) -> None:
     print(f"the text changed {time.perf_counter() - start:.1f} s after the slider was let go")
     time.sleep(1)
     page.save_screenshot(str(out / "after.png"))
+    page.execute_script("document.querySelectorAll('.Toastify').forEach(e => e.remove())")
+    time.sleep(2)
     panel = page.find_element(By.CSS_SELECTOR, ".widget-vbox")
     panel.screenshot(str(out / "panel.png"))
 
