@@ -13,9 +13,11 @@ from surgery_lib.profile import Behaviour
 def spec(folder: Path, **changes: Any) -> Behaviour:
     """A behaviour from a user's own files, one a split."""
     for number, split in enumerate(("train", "validation", "test")):
-        rows = [{"text": f"{split} text {i}", "kind": "bad" if i % 2 else "good"} for i in range(8)]
+        rows = [
+            {"text": f"{split} text {i}", "kind": "bad" if i % 2 else "good"} for i in range(48)
+        ]
         files.write_jsonl(folder / f"{split}.jsonl", rows)
-        prompts = [{"text": f"{split} prompt {i}", "group": "challenging"} for i in range(4)]
+        prompts = [{"text": f"{split} prompt {i}", "group": "challenging"} for i in range(24)]
         files.write_jsonl(folder / f"{split}-prompts.jsonl", prompts)
         lines = [f"clean sentence {number} {i}." for i in range(30)]
         files.write_text(folder / f"{split}.txt", "\n".join(lines))
@@ -38,7 +40,7 @@ def spec(folder: Path, **changes: Any) -> Behaviour:
 
 def test_files_become_labelled_texts_prompts_and_prose(tmp_path: Path) -> None:
     data = behaviours.load("own", spec(tmp_path))
-    assert [e.label for e in data.examples["train"]].count(1) == 4
+    assert [e.label for e in data.examples["train"]].count(1) == 24
     assert {e.text.split()[0] for e in data.examples["test"]} == {"test"}
     assert data.prompts["validation"][0].group == "challenging"
     assert all(len(text) >= 40 for text in data.clean["test"])
@@ -53,9 +55,9 @@ def test_a_limit_keeps_both_classes(tmp_path: Path) -> None:
 
 def test_one_class_is_an_error_that_says_so(tmp_path: Path) -> None:
     one = spec(tmp_path)
-    rows = [{"text": f"text {i}", "kind": "good"} for i in range(8)]
+    rows = [{"text": f"text {i}", "kind": "good"} for i in range(48)]
     files.write_jsonl(tmp_path / "train.jsonl", rows)
-    with pytest.raises(UserError, match="texts of both"):
+    with pytest.raises(UserError, match="label 1|texts of both"):
         behaviours.load("own", one)
 
 

@@ -91,7 +91,9 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub() -> Iterator[Hub]:
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    # The server is on this machine: a run without a network reaches it too.
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     server = Hub()
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
