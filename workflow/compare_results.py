@@ -37,7 +37,9 @@ TOLERANCES: list[tuple[str, Tolerance | None]] = [
     ("*fingerprint*", None),
     ("*sha256*", None),
     ("*.p", None),
-    ("*/study.json:*", EXACT),
+    # Settings, not metrics: a study refuses a folder of other settings by itself, and a profile may
+    # gain one that older results do not name.
+    ("*/study.json:*", None),
     ("*.n", EXACT),
     ("*.length", EXACT),
     ("*.layer", EXACT),
