@@ -12,10 +12,11 @@ from surgery_lib.surgery import Surgery
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "quickstart.ipynb"
 SMALL = {
-    "evaluation.limit": 60,
-    "evaluation.search_prompts": 20,
-    "evaluation.validation_prompts": 30,
-    "evaluation.test_prompts": 30,
+    "evaluation.limit": 24,
+    "evaluation.search_prompts": 6,
+    "evaluation.validation_prompts": 8,
+    "evaluation.test_prompts": 8,
+    "probe.layers": [3, 4],
     "evaluation.clean_texts": 20,
     "region.fractions": [0.05],
     "surgery.strengths": [0.5, 1.0],
