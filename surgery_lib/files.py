@@ -20,6 +20,8 @@ from safetensors.torch import load_file, save_file
 
 from surgery_lib.errors import UserError
 
+HEADER = "model-surgery"  # the metadata's one key
+
 
 @contextmanager
 def atomic(path: Path | str) -> Iterator[Path]:
@@ -131,12 +133,16 @@ def write_tensors(
     tensors: Mapping[str, torch.Tensor],
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write named tensors as safetensors."""
+    """Write named tensors as safetensors, the same bytes for the same contents.
+
+    The metadata go under one key: safetensors writes several in an order that differs every time.
+    """
+    header = {HEADER: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     with atomic(path) as temporary:
         save_file(
             {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()},
             temporary,
-            metadata=dict(metadata or {}),
+            metadata=header,
         )
 
 
@@ -156,9 +162,10 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     """The text metadata in the header of a safetensors file."""
     try:
         with safe_open(path, framework="pt") as handle:
-            return dict(handle.metadata() or {})
+            found = dict(handle.metadata() or {})
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path} is not a whole safetensors file ({error})") from error
+    return dict(json.loads(found[HEADER])) if HEADER in found else found
 
 
 def sha256(path: Path | str) -> str:

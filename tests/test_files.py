@@ -93,3 +93,13 @@ def test_fingerprints_tell_values_apart() -> None:
     assert len({files.fingerprint(part) for part in parts}) == len(parts)
     assert files.fingerprint({"a": 1, "b": 2}) == files.fingerprint({"b": 2, "a": 1})
     assert files.fingerprint(tensor) == files.fingerprint(tensor.clone())
+
+
+def test_the_same_contents_are_the_same_bytes(tmp_path: Path) -> None:
+    tensors = {f"t{i}": torch.ones(2) * i for i in range(5)}
+    metadata = {f"key{i}": str(i) for i in range(20)}
+    for name in ("a", "b"):
+        files.write_tensors(tmp_path / f"{name}.safetensors", tensors, metadata)
+    first, second = (tmp_path / f"{name}.safetensors" for name in ("a", "b"))
+    assert first.read_bytes() == second.read_bytes()
+    assert files.read_metadata(first) == metadata
