@@ -57,7 +57,7 @@ def test_one_class_is_an_error_that_says_so(tmp_path: Path) -> None:
     one = spec(tmp_path)
     rows = [{"text": f"text {i}", "kind": "good"} for i in range(48)]
     files.write_jsonl(tmp_path / "train.jsonl", rows)
-    with pytest.raises(UserError, match="label 1|texts of both"):
+    with pytest.raises(UserError, match=r"label 1|texts of both"):
         behaviours.load("own", one)
 
 
