@@ -109,9 +109,9 @@ run() {
         kill -0 "$first" || { find "$work/logs" -type f -exec tail -n 40 {} +; return 1; }
         sleep 0.2
     done
-    victim=$(basename "$work"/logs/rule_study/patient_toxicity_1/*.log .log)
-    scancel --signal=KILL --full "$victim"
-    say "killed job $victim"
+    # As the kernel kills a process that takes too much memory; nothing around it is told.
+    kill -KILL "$(grep toxicity/seed1 "$results/patient/attempts" | cut -d' ' -f2)"
+    say "killed the process of toxicity/seed1"
     wait "$first" && { say "the first call should have failed"; return 1; }
     squeue --states=all --format "%.6i %.10T %.12M %k"
     check "after the first call" 6 8
@@ -119,9 +119,9 @@ run() {
     say "second call"
     grid
     check "after the second call" 8 10
-    say "the second call ran: $(tail -2 "$results/patient/attempts" | sort | tr '\n' ' ')"
-    [ "$(tail -2 "$results/patient/attempts" | sort | tr '\n' ' ')" = \
-        "jailbreak/seed2 toxicity/seed1 " ]
+    second=$(tail -n 2 "$results/patient/attempts" | cut -d' ' -f1 | sort | tr '\n' ' ')
+    say "the second call ran: $second"
+    [ "$second" = "jailbreak/seed2 toxicity/seed1 " ]
     say "third call"
     grid
     check "after the third call" 8 10
