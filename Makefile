@@ -26,7 +26,7 @@ WORKFLOW ?= workflow/profiles/local
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce report grid test lab lint lock check-results readme clean
+.PHONY: reproduce report grid test lab lint lock check-results readme links clean
 
 reproduce: $(READY)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \

@@ -5,6 +5,7 @@ So the direction is, by default, the normalised difference; `direction="paper"` 
 row as the authors' recipe leaves it, norm and all.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,23 @@ def fit(
                 pooling=pooling,
             )
         )
+    _warn_of_polarity(probes, states, y)
     return probes
+
+
+def _warn_of_polarity(probes: Sequence[Probe], states: Tensor, y: Tensor) -> None:
+    """A few hundred steps of 1e-4 may leave a softmax probe pointing where its start pointed."""
+    wrong = [
+        probe.name
+        for index, probe in enumerate(probes)
+        if roc_auc_score(y.numpy(), probe.score(states[:, index]).numpy()) < 0.5
+    ]
+    if wrong:
+        warnings.warn(
+            f"{', '.join(wrong)} point away from the behaviour on the very texts they were fitted "
+            "on; give more texts or another estimator",
+            stacklevel=3,
+        )
 
 
 def measure(probe: Probe, states: Tensor, labels: Sequence[int] | Tensor) -> dict[str, float]:

@@ -197,6 +197,16 @@ def describe(scores: Tensor, by_chance: Sequence[Tensor], rows: Tensor) -> dict[
     }
 
 
+def marked(scores: Tensor, rows: Tensor) -> dict[str, Any]:
+    """The distribution of scores, and of those of `rows` in the same bins."""
+    edges = np.histogram_bin_edges(scores.double().numpy(), 60)
+    counts, selected = (
+        np.histogram(one.double().numpy(), edges)[0] for one in (scores, scores[rows])
+    )
+    share = len(rows) / len(scores)
+    return {"edges": edges, "counts": counts, "selected": selected, "share": share}
+
+
 def per_block(model: nn.Module, rows: Tensor, matrix: str = "gate") -> list[int]:
     """How many of the rows each block has."""
     counts = torch.bincount(

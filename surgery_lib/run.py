@@ -138,4 +138,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("MODEL_SURGERY_HEADLESS", "1")  # the panel as a still picture
     sys.exit(main())

@@ -76,6 +76,13 @@ def authors_recipe(states: Tensor, labels: Tensor, seed: int) -> list[nn.Linear]
     return heads
 
 
+def test_polarity_that_training_left_wrong_is_said() -> None:
+    # 30 texts are 18 steps of 1e-4: the random start decides, and on some layers against label 1.
+    states, labels, _ = planted(texts=30, layers=8, gap=0.5)
+    with pytest.warns(UserWarning, match="point away from the behaviour"):
+        probe.fit(states, labels, estimator="softmax")
+
+
 def test_softmax_is_the_papers_recipe() -> None:
     states, labels, _ = planted(200)
     by_difference = probe.fit(states, labels, seed=3)

@@ -209,7 +209,9 @@ def frontier(result: Mapping[str, Any]) -> Figure:
     right = 100 * max(4 * result["budget"], min(1.0, max(p["perplexity_rise"] for p in points)))
     axes.set_xscale("symlog", linthresh=100 * result["budget"])
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xticks([tick for tick in (-5, 0, 2, 4, 6, 8, 10, 20, 50, 100) if tick <= right])
+    budget = 100 * result["budget"]  # linear up to here, logarithmic beyond
+    ticks = [tick for tick in MaxNLocator(4).tick_values(0, budget) if tick <= budget]
+    axes.set_xticks([*ticks, *(step * budget for step in (2, 5, 10) if step * budget <= right)])
     axes.set(
         xlabel="perplexity rise on clean text, % (grey: beyond what validation may spend)",
         ylabel="behaviour left, %",

@@ -10,15 +10,13 @@ from matplotlib.figure import Figure
 from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 
 
-def overview(
-    probe: Mapping[str, Any], region: Mapping[str, Any], evaluation: Mapping[str, Any]
-) -> Figure:
-    """Three panels from the results of notebooks 01, 02 and 04."""
+def overview(probe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Figure:
+    """Three panels from the results of notebooks 01 and 04."""
     figure, (left, middle, right) = plt.subplots(
         1, 3, figsize=(1.35 * WIDTH, 3.3), gridspec_kw={"width_ratios": [1, 1, 1.15]}
     )
     _probe(left, probe)
-    _region(middle, region)
+    _region(middle, evaluation["edited_rows"])
     _effect(right, evaluation)
     return figure
 
@@ -34,21 +32,24 @@ def _probe(axes: Any, result: Mapping[str, Any]) -> None:
         ylabel="validation texts",
         title=f"1 · A probe finds the direction\n(AUC {result['test']['auc']:.3f} on test texts)",
     )
-    axes.legend(title="behaviour", loc="upper right")
+    axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend above the bars
+    axes.legend(title="behaviour", loc="upper right", ncols=2)
 
 
 def _region(axes: Any, result: Mapping[str, Any]) -> None:
-    edges = np.asarray(result["histogram"]["edges"])
-    counts = np.asarray(result["histogram"]["counts"])
-    inside = edges[1:] <= result["threshold"]
-    axes.stairs(counts, edges, color=INK["grey"], fill=True, alpha=0.5)
-    axes.stairs(np.where(inside, counts, 0), edges, color=INK["red"], fill=True)
-    share = result["count"] / result["total"]
-    axes.set(
-        xlabel="cosine of gate row and direction",
-        ylabel="gate rows",
-        title=f"2 · The most opposed rows\n({percent(share, 0)} of {result['total']:,})",
+    edges = np.asarray(result["edges"])
+    axes.stairs(
+        result["counts"], edges, color=INK["grey"], fill=True, alpha=0.5, label="all gate rows"
     )
+    axes.stairs(result["selected"], edges, color=INK["red"], fill=True, label="selected")
+    axes.set(
+        xlabel="cosine of row and direction",
+        ylabel="gate rows (logarithmic)",
+        yscale="log",
+        title=f"2 · Rows that oppose it\n({percent(result['share'], 0)}, by {result['rule']})",
+    )
+    axes.set_ylim(0.7, 20 * axes.get_ylim()[1])
+    axes.legend(loc="upper right")
 
 
 def _effect(axes: Any, result: Mapping[str, Any]) -> None:
