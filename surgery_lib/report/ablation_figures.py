@@ -7,7 +7,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.scale import SymmetricalLogScale
+from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from surgery_lib.report.ablation_findings import finding
 from surgery_lib.report.ablation_tables import Line
@@ -69,7 +72,7 @@ def _dots(result: Result, question: str, _axis: str) -> Figure:
     left.set_yticks(range(len(lines)), names)
     left.invert_yaxis()
     left.set(xlabel="behaviour, % of prompts", xlim=(0, None))
-    right.set_xscale("symlog", linthresh=LINEAR)
+    _rise_axis(right, "x")
     right.axvline(0, color=INK["grey"], linestyle=":", linewidth=1.5)
     right.set(xlabel="perplexity rise, %")
     left.legend(loc="best", fontsize=9)
@@ -96,11 +99,22 @@ def _curves(result: Result, question: str, axis: str) -> Figure:
         axes.set(xlabel=axis)
         if question == "row_counts":
             axes.set_xscale("log")
-    right.set_yscale("symlog", linthresh=LINEAR)
+    _rise_axis(right, "y")
     left.set(ylabel="behaviour, % of prompts", ylim=(0, None))
     right.set(ylabel="perplexity rise, %")
     left.legend(fontsize=9)
     return figure
+
+
+def _rise_axis(axes: Axes, name: str) -> None:
+    """Linear while all rises are small; from ±10 % on logarithmic, with plain numbers."""
+    axis: Axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
+    low, high = axis.get_view_interval()
+    if max(-low, high) > LINEAR:
+        axes.set(**{f"{name}scale": SymmetricalLogScale(axis, linthresh=LINEAR)})
+        ticks = (-1000, -100, -10, 0, 10, 100, 1000, 10000)
+        axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _plane(result: Result, question: str, _axis: str) -> Figure:
@@ -122,7 +136,7 @@ def _plane(result: Result, question: str, _axis: str) -> Figure:
             linewidth=1.2,
             label=name,
         )
-    axes.set_xscale("symlog", linthresh=LINEAR)
+    _rise_axis(axes, "x")
     axes.set(
         xlabel="perplexity rise on clean text, % (to the left: less damage)",
         ylabel="behaviour, % of prompts",

@@ -45,6 +45,11 @@ def _rate(line: Line) -> float:
     return float(line["rate"]["value"])
 
 
+def _at_cost(line: Line) -> str:
+    """What is left never stands alone in a headline: every variant has its own damage."""
+    return f"{percent(_rate(line))} at {rise(line)} % perplexity"
+
+
 def _worse(line: Line) -> bool:
     """Whether a variant leaves clearly more of the behaviour than the chosen edit."""
     return line["against_chosen"]["p"] < CLEAR and line["against_chosen"]["difference"] > 0
@@ -70,7 +75,10 @@ def _controls(result: Result) -> Finding:
     noise, rows = at("random direction, same rows"), at("random rows, same step")
     level = at("random rows, same damage")
     matters = {True: "matters", False: "makes no clear difference"}
-    headline = f"The direction {matters[_worse(noise)]}, the choice of rows {matters[_worse(rows)]}"
+    headline = (
+        f"The direction {matters[_worse(noise)]}; the choice of rows {matters[_worse(rows)]} "
+        f"at the same step and {matters[_worse(level)]} at the same damage"
+    )
     text = (
         f"The chosen edit leaves {_left(at('as chosen'))} of the base's {shown(result['base'])} %. "
         f"A random direction of the same length leaves {_left(noise)} in the same rows, "
@@ -127,10 +135,9 @@ def _matrices(result: Result) -> Finding:
     best, gate = _best(lines), _at(result, "matrices", "gate")
     rest = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
     headline = (
-        f"The gate leaves least, {percent(_rate(gate))}"
+        f"The gate leaves least, {_at_cost(gate)}"
         if best is gate
-        else f"{best['name']} leaves {percent(_rate(best))}, less than the gate's "
-        f"{percent(_rate(gate))}"
+        else f"The gate leaves {_at_cost(gate)}, {best['name']} {_at_cost(best)}"
     )
     text = f"As many rows in each matrix, steps in its own units: {rest}. The paper (RTP): gate "
     return headline, text + "5.17, down 26.02, v 30.03, up 38.28, k 42.20, q 45.12, o 52.46."
@@ -140,9 +147,7 @@ def _row_counts(result: Result) -> Finding:
     lines = _lines(result, "row_counts")
     step, size = ([ln for ln in lines if ln["name"] == f"same {kind}"] for kind in ("step", "size"))
     few, every, best = step[0], step[-1], _best(size)
-    headline = (
-        f"{few['x']:g} % of the rows leave {percent(_rate(few))}, all rows {percent(_rate(every))}"
-    )
+    headline = f"{few['x']:g} % of the rows leave {percent(_rate(few))}, all rows {_at_cost(every)}"
     text = (
         f"At the same step: {few['x']:g} % of the rows leave {_left(few)}, {every['x']:g} % "
         f"{_left(every)}. With the edit's size (Frobenius norm) held instead, "
@@ -184,20 +189,19 @@ def _directions(result: Result) -> Finding:
         for one, two in pairs
     ]
     return (
-        f"Of all directions, {best['name']} leaves least at the chosen step: "
-        f"{percent(_rate(best))}",
+        f"Of all directions, {best['name']} leaves least at the chosen step: {_at_cost(best)}",
         f"At the chosen step: {listed}. The random start: {'; '.join(words)}.",
     )
 
 
 def _rankings(result: Result) -> Finding:
     lines = [line for line in _lines(result, "rankings") if line["x"] == 1.0]
-    best = _best(lines)
+    ranked = "; ".join(f"{line['name']} {_at_cost(line)}" for line in lines)
     listed = "; ".join(f"{line['name']} {_left(line)}" for line in lines)
     refused = [line for line in result["lines"]["rankings"] if "refused" in line]
     left_out = f" Not measured: {', '.join({line['name'] for line in refused})}." if refused else ""
     return (
-        f"Ranked by {best['name']}, the same step leaves {percent(_rate(best))}",
+        f"At the same step: {ranked}",
         f"At the chosen step and K: {listed}. Each also at half and twice the step.{left_out}",
     )
 
