@@ -23,6 +23,10 @@ RESULTS ?= results
 GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
 
+# OpenMP's threads wait for each other by spinning, for long: beside any other work that costs three
+# to ten times the time. Spinning a little is as fast on a free machine.
+export GOMP_SPINCOUNT ?= 2000
+
 BIN := .venv/bin
 READY := .venv/.installed
 

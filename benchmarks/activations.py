@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 import transformers as hf
+from machine import describe
 
 from surgery_lib import activations, files
 
@@ -185,7 +186,7 @@ def main() -> None:
             "rounds": len(rounds),
             "seconds": {name: measured[name][0] for name in clocks},
             "ratios": {name: measured[name][1] for name in clocks},
-            "versions": {"torch": torch.__version__, "transformers": hf.__version__},
+            "machine": describe(),
         },
     )
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from machine import describe
 from torch import nn
 
 from surgery_lib import files, layout, region
@@ -132,7 +133,7 @@ def main() -> None:
             "rounds": len(rounds),
             "seconds": seconds,
             "ratios": ratios,
-            "versions": {"torch": torch.__version__},
+            "machine": describe(),
         },
     )
 

@@ -91,3 +91,12 @@ def test_real_text_splits_share_nothing(mirror: Path) -> None:
     groups = {prompt.group for prompt in data.prompts["test"]}
     assert groups == {"challenging", "neutral"}
     assert min(len(members) for members in data.examples.values()) >= 900
+
+
+@pytest.mark.parametrize("behaviour", ["jailbreak", "attitude"])
+def test_the_other_behaviours_of_real_text_load(mirror: Path, behaviour: str) -> None:
+    from surgery_lib.settings import load_profile
+
+    data = behaviours.load(behaviour, load_profile("real-text").behaviours[behaviour], limit=20)
+    assert all(data.prompts[split] for split in ("validation", "test"))
+    assert all({e.label for e in data.examples[split]} == {0, 1} for split in data.examples)

@@ -7,7 +7,7 @@ from typing import Any
 from surgery_lib import paper
 from surgery_lib.report.ablation_tables import Line, p_value, rise
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import percent
+from surgery_lib.report.style import markdown_table, percent
 
 Result = Mapping[str, Any]
 Finding = tuple[str, str]
@@ -24,6 +24,15 @@ def everything(result: Result) -> str:
     known = [name for name in FINDINGS if name in result["lines"] or result.get(name)]
     parts = [(name, finding(result, name)) for name in known]
     return "\n".join(f"- **{headline}.** {text}" for _, (headline, text) in parts) + "\n"
+
+
+def beside(results: Mapping[str, Result], asked: Mapping[str, str]) -> str:
+    """The headlines of several studies beside each other; `asked` words the questions."""
+    lines = [
+        [question, *(finding(result, name)[0] for result in results.values())]
+        for name, question in asked.items()
+    ]
+    return markdown_table(["question", *results], lines)
 
 
 def _lines(result: Result, question: str) -> list[Line]:
