@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from surgery_lib import files
-from surgery_lib.report import tables
+from surgery_lib.ablations.questions import QUESTIONS
+from surgery_lib.report import ablation_findings, tables
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study import unwrap
 
@@ -25,6 +26,13 @@ def result(name: str) -> Any:
     path = ROOT / "results" / name
     return unwrap(files.read_json(path), path)
 
+
+# What notebook 06 looks at inside the model, besides its variants.
+INSIDE = {
+    "transfer": "Is the behaviour erased?",
+    "gates": "What do the selected gates do?",
+    "cosines": "Do directions meet other states?",
+}
 
 # What was measured, against what, where it stands in results/benchmarks, what was aimed at.
 BENCHMARKS = [
@@ -112,12 +120,25 @@ def benchmarks() -> str:
     for what, against, name, path, aim in BENCHMARKS:
         value = functools.reduce(operator.getitem, path, held[name])
         lines.append([what, against, f"{value:.3g}", aim])
-    machine = held["activations"]["machine"]
+    machine = held["checkpoint"]["machine"]
     words = (
         f"Measured on {machine['cores']} cores of {machine['processor']}, "
         f"{machine['memory_gb']} GB, torch {machine['torch']}, no GPU.\n"
     )
     return markdown_table(["what", "against", "measured", "aim"], lines) + "\n" + words
+
+
+def questions() -> str:
+    """The headlines of notebook 06, the embedded model beside real text."""
+    studies = {"the patient": "patient", "real text": "real-text"}
+    results = {name: result(f"{at}/toxicity/seed0/ablation.json") for name, at in studies.items()}
+    asked = {name: question.asks for name, question in QUESTIONS.items()} | INSIDE
+    return ablation_findings.beside(results, asked)
+
+
+def kept(name: str) -> str:
+    """A table as its notebook wrote it."""
+    return (ROOT / "results" / name).read_text(encoding="utf-8")
 
 
 TABLES: dict[str, Callable[[], str]] = {
@@ -126,6 +147,8 @@ TABLES: dict[str, Callable[[], str]] = {
         result("patient/toxicity/seed0/evaluation.json")["capability"]
     ),
     "benchmarks": benchmarks,
+    "questions": questions,
+    "protocols": lambda: kept("patient/tables/protocols.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }
 
