@@ -13,7 +13,7 @@ from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
 from surgery_lib.baselines.safe_activation import SafeActivation
-from surgery_lib.baselines.surgery import SURGERY, SURGERY_PAPER
+from surgery_lib.baselines.surgery import SURGERY, SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.untrained import UNTRAINED
 from surgery_lib.baselines.wanda import Wanda, lowest
 from surgery_lib.errors import UserError
@@ -250,10 +250,10 @@ def test_a_depth_window_keeps_the_edit_in_its_blocks():
 
 def test_effect_rule_is_the_library_s():
     model = build("llama")
-    found = SURGERY.fit(model, Letters(), DATA)
-    direction = found.directions["mean_difference"][2]
+    found = SurgeryMethod().fit(model, Letters(), DATA)
+    direction = found.directions["lda"][2]
     expected = region.effect_scores(model, Letters(), BAD, direction[None], progress=False)[0]
-    assert torch.allclose(found.effects["mean_difference"][2], expected, rtol=1e-4, atol=1e-7)
+    assert torch.allclose(found.effects["lda"][2], expected, rtol=1e-4, atol=1e-7)
     with pytest.raises(UserError, match="rule"), found.applied(model, 1.0, rule="best"):
         pass
 

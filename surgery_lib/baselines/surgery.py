@@ -36,6 +36,9 @@ WINDOWS: dict[str, tuple[float, float]] = {
 # The paper: 16,384 of 352,256 rows.
 PAPER_K = 0.0465
 
+# What notebooks 03 and 06 chose on validation prompts, on the patient and on real text alike; the
+# direction's estimator, its layer and the strength differed, and stay open.
+RECOMMENDED = {"rule": "effect", "k": 0.02, "window": "all"}
 PAPER = {
     "direction": "paper",
     "rule": "cosine",
@@ -66,7 +69,7 @@ class FittedSurgery:
         *,
         depth: float = 1.0,
         k: float = 0.02,
-        direction: str = "mean_difference",
+        direction: str | None = None,
         rule: str = "effect",
         window: str = "all",
     ) -> Iterator[Any]:
@@ -74,7 +77,7 @@ class FittedSurgery:
         given: dict[str, Any] = {
             "depth": depth,
             "k": k,
-            "direction": direction,
+            "direction": direction or next(iter(self.directions)),
             "rule": rule,
             "window": window,
         }
@@ -126,19 +129,20 @@ class FittedSurgery:
 
 @dataclass(frozen=True)
 class SurgeryMethod:
-    """Model surgery. `fixed` settings are not searched; an empty table is the recommended form."""
+    """Model surgery. `fixed` settings are not searched; `start` is the strength tried first."""
 
     name: str = "surgery"
     kind: Kind = "weights"
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    names: Sequence[str] = ("mean_difference", "lda")
+    names: Sequence[str] = ("lda", "logistic")
+    start: float = 1.0
 
     @property
     def knobs(self) -> Mapping[str, Knob]:
         """Strength in mean row norms, and whatever the form leaves open."""
         table = {
-            "strength": strength_knob(1.0, high=8.0, low=0.1),
-            "depth": Knob(1.0, low=0.3, high=1.0),
+            "strength": strength_knob(self.start, high=8.0, low=0.1),
+            "depth": Knob(0.4, low=0.0, high=1.0),
             "k": Knob(0.02, low=0.005, high=0.1, log=True),
             "direction": Knob(self.names[0], choices=tuple(self.names)),
             "rule": Knob("effect", choices=("effect", "cosine")),
@@ -182,7 +186,7 @@ def _directions(name: str, states: Tensor, labels: Sequence[int], seed: int) -> 
     return torch.stack([found.direction for found in probes])
 
 
-SURGERY = SurgeryMethod()
+SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0)
 SURGERY_PAPER = SurgeryMethod("surgery_paper", fixed=PAPER)
 RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "rule": "random"})
 RANDOM_DIRECTION = SurgeryMethod("surgery_random_direction", fixed={**PAPER, "direction": "random"})
