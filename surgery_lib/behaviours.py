@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_lib import files, generation, sources
-from surgery_lib.data import SPLITS, BehaviourData, Example, Prompt
+from surgery_lib.data import SPLITS, BehaviourData, Example, Prompt, first_of_each
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour, Source, Splits, home
 
@@ -198,12 +198,12 @@ def _as_example(source: Source, row: Row, _identity: str) -> Example:
 
 
 def _cut(data: BehaviourData, limit: int) -> BehaviourData:
+    # In the order they have, so that the first few are of every kind too.
     def examples(members: Sequence[Example]) -> list[Example]:
-        return [e for label in (0, 1) for e in [m for m in members if m.label == label][:limit]]
+        return first_of_each(members, lambda example: example.label, limit)
 
     def prompts(members: Sequence[Prompt]) -> list[Prompt]:
-        groups = dict.fromkeys(prompt.group for prompt in members)
-        return [p for g in groups for p in [m for m in members if m.group == g][:limit]]
+        return first_of_each(members, lambda prompt: prompt.group, limit)
 
     return BehaviourData(
         name=data.name,

@@ -1,12 +1,15 @@
 """What a behaviour is made of: labelled texts, prompts, harmless prose and triggering contexts."""
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from typing import TypeVar
 
 from surgery_lib.errors import UserError
 from surgery_lib.files import fingerprint
 
 SPLITS = ("train", "validation", "test")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,14 @@ class BehaviourData:
             "clean": {s: list(v) for s, v in self.clean.items()},
             "contexts": {s: ["".join(pair) for pair in v] for s, v in self.contexts.items()},
         }
+
+
+def first_of_each(members: Sequence[T], kind: Callable[[T], object], count: int) -> list[T]:
+    """The first `count` members of each kind, 0 for all, in the order that they have."""
+    taken: Counter[object] = Counter()
+    chosen = []
+    for member in members:
+        taken[kind(member)] += 1
+        if not count or taken[kind(member)] <= count:
+            chosen.append(member)
+    return chosen

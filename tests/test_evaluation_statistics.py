@@ -57,3 +57,8 @@ def test_nothing_measured_and_unequal_items_are_errors() -> None:
         statistics.proportion([])
     with pytest.raises(UserError, match="measure both on the same"):
         statistics.compare([1, 0], [1])
+
+
+def test_one_item_says_nothing() -> None:
+    found = statistics.paired_bootstrap([1.0], [2.0])
+    assert (found.difference, found.low, found.high, found.p, found.n) == (1.0, 1.0, 1.0, 1.0, 1)

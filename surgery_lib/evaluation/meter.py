@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from surgery_lib.data import BehaviourData, Prompt
+from surgery_lib.data import BehaviourData, first_of_each
 from surgery_lib.evaluation import toxicity
 from surgery_lib.evaluation.damage import Damage, Reference
 from surgery_lib.evaluation.statistics import Paired, compare, proportion
@@ -89,7 +89,8 @@ class Meter:
         self.tokens_per_batch = evaluation.tokens_per_batch
         self.progress = progress
         wanted = spec.trigger_groups if triggers_only else None
-        self.prompts = _first_of_each(data.prompts[split], prompts, wanted)
+        usable = [one for one in data.prompts[split] if wanted is None or one.group in wanted]
+        self.prompts = first_of_each(usable, lambda one: one.group, prompts)
         contexts = list(data.contexts.get(split, []))[: kept or None]
         self.reference = Reference(
             model,
@@ -131,17 +132,3 @@ class Meter:
     def against_base(self, reading: Reading, scorer: str) -> Paired:
         """Variant minus base on the trigger prompts, paired."""
         return compare(self.base.flags[scorer], reading.flags[scorer])
-
-
-def _first_of_each(
-    prompts: Sequence[Prompt], count: int, wanted: Sequence[str] | None
-) -> list[Prompt]:
-    taken: dict[str, int] = {}
-    chosen = []
-    for prompt in prompts:
-        if wanted is not None and prompt.group not in wanted:
-            continue
-        taken[prompt.group] = taken.get(prompt.group, 0) + 1
-        if not count or taken[prompt.group] <= count:
-            chosen.append(prompt)
-    return chosen

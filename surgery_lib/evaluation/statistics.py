@@ -134,7 +134,7 @@ def paired_bootstrap(base: ArrayLike, edited: ArrayLike, seed: int = 0) -> Paire
     change = second - first
     low, high = interval(_difference, [first, second], seed)
     p = 1.0
-    if np.any(change):
+    if len(change) > 1 and np.any(change):  # one item, flipped or not, says nothing
         p = permutation_test(
             (change,),
             lambda x, axis: x.mean(axis=axis),

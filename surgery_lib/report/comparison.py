@@ -1,6 +1,6 @@
 """Notebook 05: Pareto fronts, the table at each budget, what each method costs, closing words."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -22,7 +22,21 @@ KINDS = {
 SURGERY = "surgery"
 PAPER = "surgery_paper"
 
+CONTROLS = "surgery_random"
+
 Outcome = Mapping[str, Any]
+
+# What somebody may need of a method, as a condition on its outcome.
+NEEDS: dict[str, Callable[[Outcome], bool]] = {
+    "anything goes": lambda one: True,
+    "an ordinary checkpoint in the end": lambda one: one["kind"] == "weights",
+    "no gradients: inference only": lambda one: not one["cost"]["needs_gradients"],
+    "no gradients, and an ordinary checkpoint": lambda one: (
+        one["kind"] == "weights" and not one["cost"]["needs_gradients"]
+    ),
+    "the weights left as they are": lambda one: one["kind"] != "weights",
+    "at most a tenth slower to generate": lambda one: one["cost"]["latency"] <= 1.1,
+}
 
 
 def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
@@ -225,6 +239,32 @@ def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: st
             f"{shown({**one, 'value': one['difference']})} points (n = {one['n']})."
         )
     return "\n".join(lines) + "\n"
+
+
+def guide(outcomes: Sequence[Outcome], measure: str, budget: float, scorer: str) -> str:
+    """For each need the method that leaves least at one budget, and those not told apart from it.
+
+    The controls are left out. Methods that reach no point within the budget cannot be named.
+    """
+    points = at_budget(outcomes, measure, budget)
+    methods = {o["name"]: o for o in outcomes if not o["name"].startswith(CONTROLS)}
+    lines = []
+    for need, fits in NEEDS.items():
+        names = [name for name in points if name in methods and fits(methods[name])]
+        names.sort(key=lambda name: points[name]["test"]["rate"][scorer]["value"])
+        if not names:
+            lines.append([need, "none within the budget", "", ""])
+            continue
+        best = points[names[0]]
+        level = []
+        for name in names[1:]:
+            pair = compare(best["flags"][scorer], points[name]["flags"][scorer])
+            if pair.low <= 0 <= pair.high:
+                level.append(name.replace("_", " "))
+        rate = shown(best["test"]["rate"][scorer])
+        lines.append([need, names[0].replace("_", " "), rate, ", ".join(level) or "none"])
+    header = ["what is needed", "leaves least", "behaviour left, %", "not told apart from it"]
+    return markdown_table(header, lines)
 
 
 def _label(measure: str) -> str:

@@ -1,0 +1,91 @@
+"""The comparison: one loop for all methods, resumed by file; tables say what the numbers say."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from surgery_lib import behaviours, compare, scorers
+from surgery_lib.errors import UserError
+from surgery_lib.evaluation.meter import Meter
+from surgery_lib.report import comparison
+from surgery_lib.study import Study
+
+
+def outcome(name: str, flags: list[int], kind: str = "weights", **cost: Any) -> dict[str, Any]:
+    value = sum(flags) / len(flags)
+    rate = {"value": value, "low": value, "high": value, "n": len(flags)}
+    test = {"rate": {"exact": rate}, "perplexity_rise": 0.01, "distinct": {"distinct_2": 0.9}}
+    point = {"measure": "context_kl", "budget": 0.05, "test": test, "flags": {"exact": flags}}
+    known = {"needs_gradients": False, "latency": 1.0}
+    return {"name": name, "kind": kind, "points": [point], "trials": [], "cost": known | cost}
+
+
+@pytest.fixture
+def outcomes() -> list[dict[str, Any]]:
+    few, some, many = [1] * 2 + [0] * 98, [1] * 4 + [0] * 96, [1] * 80 + [0] * 20
+    return [
+        outcome("surgery", some),
+        outcome("surgery_random_rows", [0] * 100),
+        outcome("dpo", few, needs_gradients=True),
+        outcome("caa", many, kind="hook"),
+        outcome("sasa", [0] * 100, kind="decoding", latency=5.0),
+    ]
+
+
+def lines(table: str) -> dict[str, list[str]]:
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any]]) -> None:
+    found = lines(comparison.guide(outcomes, "context_kl", 0.05, "exact"))
+    assert found["anything goes"][0] == "sasa"  # and no control
+    assert found["an ordinary checkpoint in the end"][0] == "dpo"
+    assert found["an ordinary checkpoint in the end"][2] == "surgery"  # 2 against 4 of 100
+    assert found["no gradients, and an ordinary checkpoint"][0] == "surgery"
+    assert found["at most a tenth slower to generate"][0] == "dpo"
+
+
+def test_guide_where_nothing_stays_within_the_budget(outcomes: list[dict[str, Any]]) -> None:
+    found = lines(comparison.guide(outcomes, "context_kl", 0.01, "exact"))
+    assert {line[0] for name, line in found.items() if name[0] != "-" and "what" not in name} == {
+        "none within the budget"
+    }
+
+
+def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
+    base = outcome("base", [1] * 90 + [0] * 10)["points"][0]
+    words = comparison.closing(outcomes, base, "context_kl", "exact")
+    assert "Better, beyond the paired interval: surgery random rows, sasa." in words
+    assert "Not told apart: dpo." in words and "Worse: caa." in words
+
+
+def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
+    overrides = {"evaluation.clean_texts": 4, "evaluation.limit": 60}
+    study = Study.start("patient", "toxicity", 0, overrides, tmp_path)
+    model, tokenizer = study.load_model()
+    settings, spec = study.profile.evaluation, study.spec
+    data = behaviours.load("toxicity", spec, tokenizer=tokenizer, limit=60)
+    common = (model, tokenizer, data, spec, settings)
+    guide, judges = scorers.build(spec.guide), [scorers.build(one) for one in spec.report]
+    options = {"prompts": 6, "triggers_only": True, "clean": 2, "kept": 4}
+    validation = Meter(*common, [guide], split="validation", **options)
+    test = Meter(*common, judges, split="test", **options)
+    run = compare.Comparison(study, model, tokenizer, validation, test, compare.Plan(2, 40))
+    learn = compare.labelled(data, spec.trigger_groups, 40)
+    found = {name: run.outcome(name, learn) for name in ("surgery", "caa")}
+    for one in found.values():
+        assert len(one["trials"]) == 2 and one["cost"]["labels"] > 0
+        for point in one["points"]:
+            assert point["test"]["rate"]["exact"]["n"] == 6
+    held = study.path("compare/caa.json")
+    before = held.stat().st_mtime_ns
+    assert run.outcome("caa", learn) == found["caa"] and held.stat().st_mtime_ns == before
+    table = comparison.table(list(found.values()), run.base(), "context_kl", "exact")
+    assert "surgery" in table and "no method" in table
+
+
+def test_unknown_methods_are_refused() -> None:
+    with pytest.raises(UserError, match="caa"):
+        compare.checked(["cca"])
