@@ -36,8 +36,9 @@ WINDOWS: dict[str, tuple[float, float]] = {
 # The paper: 16,384 of 352,256 rows.
 PAPER_K = 0.0465
 
-# What notebooks 03 and 06 chose on validation prompts, on the patient and on real text alike; the
-# direction's estimator, its layer and the strength differed, and stay open.
+# What notebooks 03 and 06 chose on validation prompts, on the patient and on real text alike: these
+# rows, and a probe of the first half of the depth. The direction's estimator, its layer and the
+# strength differed, and stay open.
 RECOMMENDED = {"rule": "effect", "k": 0.02, "window": "all"}
 PAPER = {
     "direction": "paper",
@@ -129,20 +130,26 @@ class FittedSurgery:
 
 @dataclass(frozen=True)
 class SurgeryMethod:
-    """Model surgery. `fixed` settings are not searched; `start` is the strength tried first."""
+    """Model surgery. `fixed` settings are not searched.
+
+    `start` is the strength tried first, `weakest` the least; probes are of the first `deepest` part
+    of the depth.
+    """
 
     name: str = "surgery"
     kind: Kind = "weights"
     fixed: Mapping[str, Any] = field(default_factory=dict)
-    names: Sequence[str] = ("lda", "logistic")
+    names: Sequence[str] = ("logistic", "lda")
     start: float = 1.0
+    weakest: float = 0.1
+    deepest: float = 1.0
 
     @property
     def knobs(self) -> Mapping[str, Knob]:
         """Strength in mean row norms, and whatever the form leaves open."""
         table = {
-            "strength": strength_knob(self.start, high=8.0, low=0.1),
-            "depth": Knob(0.4, low=0.0, high=1.0),
+            "strength": strength_knob(self.start, high=8.0, low=self.weakest),
+            "depth": Knob(self.deepest / 2, low=0.0, high=self.deepest),
             "k": Knob(0.02, low=0.005, high=0.1, log=True),
             "direction": Knob(self.names[0], choices=tuple(self.names)),
             "rule": Knob("effect", choices=("effect", "cosine")),
@@ -186,7 +193,7 @@ def _directions(name: str, states: Tensor, labels: Sequence[int], seed: int) -> 
     return torch.stack([found.direction for found in probes])
 
 
-SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0)
+SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0, weakest=1.0, deepest=0.5)
 SURGERY_PAPER = SurgeryMethod("surgery_paper", fixed=PAPER)
 RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "rule": "random"})
 RANDOM_DIRECTION = SurgeryMethod("surgery_random_direction", fixed={**PAPER, "direction": "random"})
