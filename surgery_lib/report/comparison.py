@@ -35,7 +35,7 @@ NEEDS: dict[str, Callable[[Outcome], bool]] = {
         one["kind"] == "weights" and not one["cost"]["needs_gradients"]
     ),
     "the weights left as they are": lambda one: one["kind"] != "weights",
-    "at most a tenth slower to generate": lambda one: one["cost"]["latency"] <= 1.1,
+    "no extra passes while generating": lambda one: not one["cost"]["extra_forwards"],
 }
 
 
