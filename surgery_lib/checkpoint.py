@@ -142,7 +142,7 @@ def _measure(
         with mapped(one, checkpoint.width) as mapping:
             for rows in mapping.view.split(piece):
                 scores.append(region.row_cosines([rows], direction))
-                norms.extend(region.norm_sums(rows))
+                norms.extend(region.norm_sums([rows]))
                 mapping.release()
     return torch.cat(scores), region.mean_norm(norms, sum(one.rows for one in matrices))
 

@@ -31,13 +31,13 @@ def cosine_scores(model: nn.Module, direction: Tensor, matrix: str = "gate") -> 
 
 def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
     """Cosine of every row of (rows, width) matrices with the direction, in float32: (all rows,)."""
-    parts = []
     for weight in matrices:
         _check_width(direction, weight.shape[1])
-        unit = direction.to(weight.device, torch.float32)
-        unit = unit / unit.norm()
-        for rows in _chunks(weight):
-            parts.append((rows @ unit / rows.norm(dim=1).clamp_min(1e-30)).cpu())
+    unit = direction.float() / direction.float().norm()
+    parts = []
+    for rows in _chunks(matrices):
+        near = unit.to(rows.device)
+        parts.append((rows @ near / rows.norm(dim=1).clamp_min(1e-30)).cpu())
     scores = torch.cat(parts)
     if not torch.isfinite(scores).all():
         raise UserError("the weights or the direction hold NaN or infinite values; load sound ones")
@@ -48,13 +48,13 @@ def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
 def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
     """Mean Euclidean norm of the rows of all layers: the unit of strength."""
     all_rows = layout.weight_rows(model, matrix)
-    sums = [part for rows in all_rows for part in norm_sums(rows.weight)]
+    sums = norm_sums([rows.weight for rows in all_rows])
     return mean_norm(sums, sum(len(rows.weight) for rows in all_rows))
 
 
-def norm_sums(weight: Tensor) -> list[float]:
-    """Sums of the Euclidean norms of a matrix's rows, chunk by chunk."""
-    return [chunk.norm(dim=1).double().sum().item() for chunk in _chunks(weight)]
+def norm_sums(matrices: Sequence[Tensor]) -> list[float]:
+    """Sums of the Euclidean norms of the matrices' rows, chunk by chunk."""
+    return [chunk.norm(dim=1).double().sum().item() for chunk in _chunks(matrices)]
 
 
 def mean_norm(sums: Sequence[float], rows: int) -> float:
@@ -291,18 +291,21 @@ def _bias(block: nn.Module, gate: layout.Place) -> Tensor | None:
     return block.get_parameter(path).data if layout.has_parameter(block, path) else None
 
 
-def _chunks(weight: Tensor) -> Iterator[Tensor]:
-    """The rows in float32, a part at a time; each part may overwrite the one before."""
-    size = chunk_rows(weight.shape[1])
-    if weight.device.type != "cpu":
-        yield weight.float()
-    elif weight.dtype == torch.float32:
-        yield from weight.split(size)
-    else:
-        # One buffer: fresh memory for every part costs several times the arithmetic.
-        buffer = torch.empty(min(size, len(weight)), weight.shape[1])
-        for part in weight.split(size):
-            yield buffer[: len(part)].copy_(part)
+def _chunks(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The rows of all in float32, a part at a time; each part may overwrite the one before."""
+    buffer = torch.empty(0, 0)
+    for weight in matrices:
+        size = min(chunk_rows(weight.shape[1]), len(weight))
+        if weight.device.type != "cpu":
+            yield weight.float()
+        elif weight.dtype == torch.float32:
+            yield from weight.split(size)
+        else:
+            # One buffer for all: fresh memory for every part costs several times the arithmetic.
+            if buffer.shape != (size, weight.shape[1]):
+                buffer = torch.empty(size, weight.shape[1])
+            for part in weight.split(size):
+                yield buffer[: len(part)].copy_(part)
 
 
 def chunk_rows(width: int) -> int:

@@ -149,6 +149,12 @@ TABLES: dict[str, Callable[[], str]] = {
     "benchmarks": benchmarks,
     "questions": questions,
     "protocols": lambda: kept("patient/tables/protocols.md"),
+    "protocols-real": lambda: kept("real-text/tables/protocols.md"),
+    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
+    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
+    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
+    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
+    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }
 
