@@ -13,11 +13,14 @@ from surgery_lib.evaluation.statistics import compare
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
 from surgery_lib.report.style import interval as shown
 
-KINDS = {
-    "weights": "edits of the weights",
-    "hook": "hooks on activations",
-    "decoding": "decoding",
-    "tokens": "virtual tokens",
+# Panels of the figure of fronts: a title, and which methods.
+PANELS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
+    "weights, by inference": lambda one: (
+        one["kind"] == "weights" and not one["cost"]["needs_gradients"]
+    ),
+    "weights, by training": lambda one: one["kind"] == "weights" and one["cost"]["needs_gradients"],
+    "hooks on activations": lambda one: one["kind"] == "hook",
+    "decoding, virtual tokens": lambda one: one["kind"] in ("decoding", "tokens"),
 }
 SURGERY = "surgery"
 PAPER = "surgery_paper"
@@ -52,23 +55,46 @@ def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
 
 def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
     """Behaviour against damage on validation, a panel a kind of method, surgery in all of them."""
-    groups = [kind for kind in KINDS if any(o["kind"] == kind for o in outcomes)]
+    panels = {title: [o for o in outcomes if fits(o)] for title, fits in PANELS.items()}
+    panels = {title: members for title, members in panels.items() if members}
     figure, grid = plt.subplots(
-        1, len(groups), figsize=(1.6 * WIDTH, 4.6), sharey=True, squeeze=False
+        1, len(panels), figsize=(1.5 * WIDTH, 5.0), sharey=True, squeeze=False
     )
     surgery = [o for o in outcomes if o["name"] == SURGERY]
-    for axes, kind in zip(grid[0], groups, strict=True):
-        others = [o for o in outcomes if o["kind"] == kind and o["name"] != SURGERY]
-        for number, outcome in enumerate(others):
+    for axes, (title, members) in zip(grid[0], panels.items(), strict=True):
+        for number, outcome in enumerate(o for o in members if o["name"] != SURGERY):
             _front(axes, outcome, base, measure, CYCLE[number % len(CYCLE)], number)
         for outcome in surgery:
             _front(axes, outcome, base, measure, INK["black"], 0, width=2.5)
-        axes.set(title=KINDS[kind], xlabel=_label(measure), ylim=(0, None))
+        axes.set(title=title, xlabel=_label(measure), ylim=(0, None))
         axes.set_xscale("symlog", linthresh=0.01)
-        axes.legend(fontsize=8, loc="upper right")
+        axes.set_xlim(0, 0.3)
+        axes.set_xticks([0, 0.005, 0.01, 0.05, 0.1], ["0", "", "0.01", "", "0.1"])
+        axes.legend(
+            fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False
+        )
     grid[0, 0].set_ylabel("behaviour on validation prompts")
     grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
+    figure.suptitle(
+        _cheapest(outcomes, base, measure), x=0.01, ha="left", fontsize=12, fontweight="bold"
+    )
     return figure
+
+
+def _cheapest(outcomes: Sequence[Outcome], base: float, measure: str) -> str:
+    """The least damage at which a tenth of the behaviour or less is left, and by which method."""
+    tenth = [
+        (trial["damage"][measure], outcome["name"].replace("_", " "))
+        for outcome in outcomes
+        for trial in outcome["trials"]
+        if trial["behaviour"] is not None and trial["behaviour"] <= base / 10
+    ]
+    if not tenth:
+        return "No method takes nine tenths of the behaviour away within the budgets"
+    damage, name = min(tenth)
+    return (
+        f"Nine tenths of the behaviour gone: cheapest by {name}, at {damage:.3f} {_label(measure)}"
+    )
 
 
 def _front(
