@@ -13,7 +13,7 @@ from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
 from surgery_lib.baselines.safe_activation import SafeActivation
-from surgery_lib.baselines.surgery import SURGERY, SURGERY_PAPER, SurgeryMethod
+from surgery_lib.baselines.surgery import SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.untrained import UNTRAINED
 from surgery_lib.baselines.wanda import Wanda, lowest
 from surgery_lib.errors import UserError
@@ -241,7 +241,7 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
 
 def test_a_depth_window_keeps_the_edit_in_its_blocks():
     model = build("llama")
-    found = SURGERY.fit(model, Letters(), DATA)
+    found = SurgeryMethod().fit(model, Letters(), DATA)
     before = state(model)
     with found.applied(model, 1.0, window="second half", rule="cosine", direction="lda", k=0.05):
         changed = {k for k, v in model.state_dict().items() if not same_bits(before[k], v)}
