@@ -3,6 +3,7 @@
     snakemake --profile workflow/profiles/local --config profile=patient behaviour=toxicity \
         seed=0 results=results set="evaluation.limit=50"
 
+`overrides` is the same as percent-encoded JSON, which no layer of quoting changes; grids use it.
 `behaviour` and `seed` may be several, with commas between. A step is done when its stamp,
 logs/<notebook>.done beside the results, is there and its result too: git keeps results and not
 stamps, so a fresh clone runs every step although it comes with results, and compares by git diff.
@@ -14,6 +15,7 @@ import sys
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
+from urllib.parse import unquote
 
 from surgery_lib.errors import UserError
 from surgery_lib.settings import check_behaviour, load_profile, parse_overrides
@@ -40,6 +42,7 @@ RESULTS = Path(str(config.get("results", "results"))).absolute()
 
 try:
     OVERRIDES = parse_overrides(shlex.split(str(config.get("set") or "")))
+    OVERRIDES |= json.loads(unquote(str(config.get("overrides") or "{}")))
     SETTINGS = load_profile(NAME, OVERRIDES)
     for behaviour in BEHAVIOURS:
         check_behaviour(SETTINGS, behaviour)

@@ -10,9 +10,9 @@ first. A study that fails leaves the others alone; a second call runs what is mi
 """
 
 import json
-import shlex
 import sys
 from pathlib import Path
+from urllib.parse import quote
 
 from surgery_lib.errors import UserError
 from surgery_lib.grid import Grid
@@ -27,7 +27,8 @@ except UserError as error:
 RESULTS = Path(str(config.get("results", "results"))).absolute()
 # What a job runs. Another file is only of use to tests of the grid itself.
 SNAKEFILE = str(config.get("snakefile", "Snakefile"))
-OVERRIDES = shlex.join(f"{key}={json.dumps(value)}" for key, value in GRID.overrides.items())
+# Not as `set`: lists and quotes do not survive a shell, Snakemake and a shell again.
+OVERRIDES = quote(json.dumps(dict(GRID.overrides)))
 
 
 def job(wildcards):
@@ -51,7 +52,7 @@ def study(behaviour, seed, target="all"):
         f"{sys.executable} -m snakemake {target} --snakefile {{params.snakefile:q}}"
         " --profile workflow/profiles/local --cores {threads} --directory . --config"
         f" profile={{params.profile:q}} behaviour={behaviour} seed={seed}"
-        " results={params.results:q} set={params.overrides:q}"
+        " results={params.results:q} overrides={params.overrides:q}"
     )
 
 
