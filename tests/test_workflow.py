@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 import pytest
@@ -178,6 +179,12 @@ def test_the_graph_checks_settings_before_it_runs_anything(graph: Path) -> None:
     last = output.splitlines()[-1]
     assert last.startswith("error: profile real-text has no behaviour 'toxicty'; did you mean")
     assert not (graph / "results").exists()
+
+
+def test_a_grid_s_overrides_keep_lists_and_quotes(graph: Path) -> None:
+    given = quote(json.dumps({"probe.estimatorz": ["logistic", "lda"], "about": "it's, well"}))
+    code, output = finish(snakemake(graph, f"overrides={given}"))
+    assert code != 0 and "probe.estimators" in output  # read as it was, and checked
 
 
 def wait_for(path: Path, seconds: float = 240) -> None:
