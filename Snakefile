@@ -110,7 +110,7 @@ rule all:
 # What all studies of a profile have in common: a grid makes it before it starts them side by side.
 rule shared:
     input:
-        [stamp(name) for name, step in STEPS.items() if step.get("shared")],
+        [stamp(name) for name, step in STEPS.items() if step.get("shared") and not step.get("long")],
 
 
 for name, step in STEPS.items():
