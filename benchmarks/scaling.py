@@ -11,7 +11,6 @@ the forward pass: there 2 is what linear in the parameters looks like.
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,6 +24,7 @@ from machine import RESULTS, report, timed
 from scipy import stats
 
 from surgery_lib import activations, region
+from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, save, style
 from surgery_lib.surgery import Surgery
 
 Cost = Callable[[int], float]
@@ -127,28 +127,37 @@ def studies(rounds: int) -> dict[tuple[str, str], tuple[list[int], Cost]]:
     }
 
 
-def draw(found: dict[tuple[str, str], dict[str, Any]], path: Path) -> None:
-    """One panel for what grows, one line for an operation."""
+def draw(found: dict[tuple[str, str], dict[str, Any]]) -> None:
+    """One panel for what grows, one line for an operation; in the legend the fitted exponents."""
+    style()
     panels = list(dict.fromkeys(grows for _, grows in found))
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.0))
-    colours = {name: f"C{i}" for i, name in enumerate(dict.fromkeys(name for name, _ in found))}
-    for axis, grows in zip(axes, panels, strict=True):
-        for (operation, what), each in found.items():
-            if what != grows:
-                continue
+    figure, grid = plt.subplots(2, 2, figsize=(WIDTH, 6.0))
+    names = list(dict.fromkeys(name for name, _ in found))
+    for axis, grows in zip(grid.flat, panels, strict=True):
+        shown = {name: each for (name, what), each in found.items() if what == grows}
+        for name, each in shown.items():
+            place = names.index(name)
             axis.loglog(
                 each["sizes"],
                 each["seconds"],
-                "o-",
-                color=colours[operation],
-                label=f"{operation}: {each['exponent']:.2f}",
+                marker=MARKERS[place],
+                color=CYCLE[place],
+                label=f"{name}: {each['exponent']:.2f} [{each['low']:.2f}, {each['high']:.2f}]",
             )
-        axis.set_xlabel(grows)
-        axis.legend(fontsize=7, frameon=False)
-    axes[0].set_ylabel("seconds")
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None})
+        ends = sorted({size for each in shown.values() for size in each["sizes"]})[::2]
+        axis.set_xticks(ends, [f"{size:,}" for size in ends], minor=False)
+        axis.minorticks_off()
+        axis.set(xlabel=grows, ylabel="seconds")
+        axis.margins(y=0.35)
+        axis.legend(fontsize=8, loc="upper left")
+    figure.suptitle(
+        "Cost grows linearly with texts, layers and rows, and so with parameters in width",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+        fontweight="bold",
+    )
+    save(figure, RESULTS, "scaling")
     plt.close(figure)
 
 
@@ -161,7 +170,7 @@ def main() -> None:
     for (operation, grows), (sizes, cost) in studies(arguments.rounds).items():
         seconds = [cost(size) for size in sizes]
         found[operation, grows] = {"sizes": sizes, "seconds": seconds, **fit(sizes, seconds)}
-    draw(found, RESULTS / "scaling.svg")
+    draw(found)
     report(
         "scaling",
         {"curves": [{"operation": o, "grows": g, **each} for (o, g), each in found.items()]},
