@@ -106,7 +106,8 @@ def test_padding_on_the_left_and_the_batch_change_nothing(name):
         together = logprobs(changed, tokens, attention_mask=mask, position_ids=positions)[:, 4:]
         written = greedy(changed, tokens, mask)
         assert torch.equal(greedy(changed, ids()), written)
-    assert torch.allclose(alone, together, atol=2e-4)
+    # A contrast multiplies the rounding of both models' logits.
+    assert torch.allclose(alone, together, atol=2e-3)
 
 
 @pytest.mark.parametrize("name", DECODERS)
