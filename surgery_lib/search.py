@@ -6,11 +6,17 @@
     best = best_at(found, "first_token_kl", [0.01, 0.05, 0.1])[0.05]
     with fitted.applied(model, **best.knobs) as changed: ...
 
+Strengths that do nothing and strengths that ruin the model would eat most of a few trials, and
+how many depends on the units that a method happens to have. So the range of strengths is found
+first, for every method alike and from damage alone: at the default knobs, from where damage begins
+to where it passes every budget.
+
 Damage is measured first; a trial that meets no budget is pruned there, and its behaviour, which
 costs generation, is never measured. Every trial draws from a generator of its own, seeded by its
 place, and is kept in a journal on disk: a search that was killed goes on to the very same trials.
 """
 
+import dataclasses
 import logging
 import math
 import time
@@ -29,6 +35,7 @@ from tqdm.auto import tqdm
 from surgery_lib import activations, files
 from surgery_lib.baselines.contract import Baseline, Fitted, Knob, Labelled
 from surgery_lib.errors import UserError
+from surgery_lib.strengths import reach
 
 # Trials drawn at random before the sampler learns from them: this share of all, the default first.
 RANDOM_SHARE = 0.3
@@ -93,7 +100,6 @@ def search(
         dict(budget),
         seed,
     )
-    space = {name: distribution(knob) for name, knob in baseline.knobs.items()}
     with _quiet():
         study = _open(journal, baseline, key, len(budget))
         done = _finished(study)
@@ -101,6 +107,8 @@ def search(
         while len(done) < trials:
             if fitted is None:
                 fitted = baseline.fit(model, tokenizer, data, seed=seed, **(fixed or {}))
+            knobs = _within_reach(study, baseline.knobs, fitted, model, damage, budget)
+            space = {name: distribution(knob) for name, knob in knobs.items()}
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=max(3, round(RANDOM_SHARE * trials)),
                 seed=int(files.fingerprint(seed, len(done))[:7], 16),
@@ -154,12 +162,51 @@ def distribution(knob: Knob) -> BaseDistribution:
     return FloatDistribution(knob.low, knob.high, log=knob.log)
 
 
+def _within_reach(
+    study: optuna.Study,
+    knobs: Mapping[str, Knob],
+    fitted: Fitted,
+    model: Any,
+    damage: Callable[[Any], Mapping[str, float]],
+    budget: Mapping[str, float],
+) -> dict[str, Knob]:
+    """The knobs with the strengths that matter; found once, then read from the journal."""
+    strength = knobs["strength"]
+    limits = study.user_attrs.get("strengths")
+    if limits is None:
+        others = {name: knob.default for name, knob in knobs.items() if name != "strength"}
+
+        def at(value: float) -> dict[str, float]:
+            with fitted.applied(model, value, **others) as changed:
+                return _damage(changed, damage, budget)
+
+        limits = reach(strength, at, budget)
+        study.set_user_attr("strengths", limits)
+    low, high = limits
+    narrowed = dataclasses.replace(
+        strength, default=min(max(strength.default, low), high), low=low, high=high
+    )
+    found = {**knobs, "strength": narrowed}
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) and not _finished(study):
+        study.enqueue_trial({name: knob.default for name, knob in found.items()})
+    return found
+
+
 def _measure(
     changed: Any,
     behaviour: Callable[[Any], float],
     damage: Callable[[Any], Mapping[str, float]],
     budget: Mapping[str, float],
 ) -> tuple[dict[str, float], float | None]:
+    measures = _damage(changed, damage, budget)
+    if all(measures[name] > limit for name, limit in budget.items()):
+        return measures, None
+    return measures, float(behaviour(changed))
+
+
+def _damage(
+    changed: Any, damage: Callable[[Any], Mapping[str, float]], budget: Mapping[str, float]
+) -> dict[str, float]:
     raw = {name: float(value) for name, value in damage(changed).items()}
     if missing := [name for name in budget if name not in raw]:
         raise UserError(
@@ -169,10 +216,7 @@ def _measure(
     # A model whose output is no number any more is damaged without bound.
     measures = {name: math.inf if math.isnan(value) else value for name, value in raw.items()}
     # JSON knows no infinity; the largest number is beyond every budget as well.
-    measures = {name: min(value, 1e300) for name, value in measures.items()}
-    if all(measures[name] > limit for name, limit in budget.items()):
-        return measures, None
-    return measures, float(behaviour(changed))
+    return {name: min(value, 1e300) for name, value in measures.items()}
 
 
 def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int) -> optuna.Study:
@@ -199,8 +243,6 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
         )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)  # left over from a search that was killed
-    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) and not _finished(study):
-        study.enqueue_trial({name: knob.default for name, knob in baseline.knobs.items()})
     return study
 
 

@@ -77,13 +77,17 @@ def test_the_default_setting_comes_first():
     assert run(Toy())[0].knobs == {"strength": 1.0, "bent": "no"}
 
 
-def test_a_killed_search_goes_on_to_the_very_same_trials(tmp_path):
-    whole = run(Toy(), journal=tmp_path / "whole")
+@pytest.mark.parametrize("readings", [3, 12])
+def test_a_killed_search_goes_on_to_the_very_same_trials(tmp_path, readings):
+    whole, unbroken = Toy(), tmp_path / "whole"
+    expected = plain(run(whole, journal=unbroken))
+    ranging = len(whole.calls) - 12  # readings of damage before the first trial
+    assert 3 < ranging < 10
 
-    count = itertools.count()
+    count = itertools.count(1)
 
     def killed(changed):
-        if next(count) == 5:
+        if next(count) > readings:
             raise KeyboardInterrupt
         return harm(changed)
 
@@ -91,8 +95,18 @@ def test_a_killed_search_goes_on_to_the_very_same_trials(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         run(Toy(), journal=journal, damage=killed)
     resumed = Toy()
-    assert plain(run(resumed, journal=journal)) == plain(whole)
-    assert len(resumed.calls) == 7
+    assert plain(run(resumed, journal=journal)) == expected
+    # A killed ranging is done again; of trials, only those that were not finished.
+    assert len(resumed.calls) == (ranging + 12 if readings < ranging else 12 - readings + ranging)
+
+
+def test_strengths_that_do_nothing_or_ruin_get_few_trials():
+    class Faint(Toy):
+        knobs = {**Toy.knobs, "strength": Knob(1.0, low=1e-4, high=1e3, log=True)}  # noqa: RUF012
+
+    trials = run(Faint(), trials=30)
+    within = [t for t in trials if 0.1 <= t.knobs["strength"] <= 4]
+    assert len(within) >= 20
 
 
 def test_a_finished_search_fits_and_measures_nothing_again(tmp_path):

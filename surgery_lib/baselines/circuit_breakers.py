@@ -4,7 +4,7 @@ Adapters turn the hidden states of behaviour texts away from where they were, an
 other texts in place; the weight moves from the first to the second as training goes on.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,6 +28,9 @@ from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
 # Blocks 10 and 20 of 32.
 DEPTHS = (0.3, 0.6)
+# Adapters start at no change, where the cosine is at its highest and has no slope: exact arithmetic
+# would never leave it. This is the deviation of the first entries of B.
+NUDGE = 0.1
 
 
 def weights(step: int, steps: int, alpha: float) -> tuple[float, float]:
@@ -44,6 +47,16 @@ def reroute(states: Tensor, original: Tensor, mask: Tensor) -> Tensor:
 def retain(states: Tensor, original: Tensor, mask: Tensor) -> Tensor:
     """L2 distance to the original states, averaged over real tokens; 0 where unchanged."""
     return (states.float() - original.float())[mask].norm(dim=-1).mean()
+
+
+@torch.no_grad()
+def nudge(parameters: Mapping[str, Tensor], seed: int) -> None:
+    """Move the matrices B of adapters away from zero, by a little noise of this seed."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in parameters.items():
+        if "lora_B" in name:
+            noise = NUDGE * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise.to(parameter))
 
 
 def learn(
@@ -64,6 +77,7 @@ def learn(
     samplers = [Sampler(len(rows), training.batch, training.seed) for rows in (behaviour, kept)]
     which = lora or Lora(rank=16, alpha=16)
     with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
+        nudge(part.parameters, training.seed)
 
         def term(rows: Sequence[list[int]], measure: Any) -> Tensor:
             with torch.no_grad(), part.model.disable_adapter():
@@ -83,4 +97,4 @@ def learn(
         return Delta(part.change(), losses)
 
 
-CIRCUIT_BREAKERS = WeightBaseline("circuit_breakers", learn, Training(steps=100, lr=1e-3))
+CIRCUIT_BREAKERS = WeightBaseline("circuit_breakers", learn, Training(steps=100, lr=3e-3))
