@@ -151,7 +151,7 @@ def draw(found: dict[tuple[str, str], dict[str, Any]]) -> None:
         axis.margins(y=0.35)
         axis.legend(fontsize=8, loc="upper left")
     figure.suptitle(
-        "Cost grows linearly with texts, layers and rows, and so with parameters in width",
+        "Cost against size, with the exponent of each fit and its 95 % interval",
         x=0.01,
         ha="left",
         fontsize=12,

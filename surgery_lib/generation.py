@@ -6,46 +6,51 @@ uniform number per token from a generator seeded by the prompt itself, and inver
 distribution: exactly sampling, whatever else is in the batch.
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
-    LogitsProcessor,
     LogitsProcessorList,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     StoppingCriteria,
     StoppingCriteriaList,
-    TopPLogitsWarper,
 )
 
 from surgery_lib.errors import UserError
+from surgery_lib.sampling import InverseSampling, generator
 
 
-class InverseSampling(LogitsProcessor):
-    """Leaves one token a row possible: the one that the row's uniform number falls on."""
+@runtime_checkable
+class Engine(Protocol):
+    """What can stand in for a live model where text is generated, as `serving.Served` does."""
 
-    def __init__(self, uniforms: torch.Tensor, start: int, temperature: float, top_p: float):
-        self.uniforms = uniforms  # (rows, max_new_tokens)
-        self.start = start
-        self.temperature = temperature
-        self.warper = TopPLogitsWarper(top_p) if top_p < 1.0 else None
+    config: Any
+    generation_config: Any
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        """Scores (rows, vocabulary) with all but the drawn token at minus infinity."""
-        scores = scores / self.temperature
-        if self.warper is not None:
-            scores = self.warper(input_ids, scores)
-        cumulative = scores.double().softmax(-1).cumsum(-1)
-        drawn = self.uniforms[:, input_ids.shape[1] - self.start].to(cumulative).unsqueeze(1)
-        token = torch.searchsorted(cumulative, drawn * cumulative[:, -1:], right=True)
-        token = token.clamp_max(scores.shape[-1] - 1)
-        return torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+    def write(
+        self,
+        rows: Sequence[Sequence[int]],
+        *,
+        seeds: Sequence[int],
+        max_new_tokens: int,
+        samples: int,
+        temperature: float,
+        top_p: float,
+        stop: Sequence[str],
+        ends: Sequence[int],
+        progress: bool,
+    ) -> list[list[list[int]]]:
+        """New tokens for each row of prompt tokens, `samples` times; one seed a row.
+
+        It may end at the tokens `ends` and after the strings `stop`, which are cut off later.
+        """
+        ...
 
 
 class StopStrings(StoppingCriteria):
@@ -70,7 +75,7 @@ class StopStrings(StoppingCriteria):
         return self.done.clone()
 
 
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def end_tokens(model: PreTrainedModel | Engine, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Every id that ends a text: the model's generation settings' and the tokenizer's."""
     configured = model.generation_config.eos_token_id if model.generation_config else None
     ids = configured if isinstance(configured, list) else [configured]
@@ -89,14 +94,14 @@ def _settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None
         model.generation_config = own
 
 
-def context_length(model: PreTrainedModel) -> int | None:
+def context_length(model: PreTrainedModel | Engine) -> int | None:
     """The longest text, in tokens, that the model can read; None where it does not say."""
     config = model.config.get_text_config()
     return getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None)
 
 
 def encode(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     room: int,
@@ -156,15 +161,9 @@ def left_pad(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, tor
     return ids, mask
 
 
-def _uniforms(ids: Sequence[int], copy: int, seed: int, n: int) -> np.ndarray:
-    digest = hashlib.sha256(np.asarray(ids, dtype=np.int64).tobytes()).digest()
-    words = np.frombuffer(digest[:16], dtype=np.uint32)
-    return np.random.default_rng([seed, copy, *words.tolist()]).random(n)
-
-
 @torch.inference_mode()
 def generate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
     *,
@@ -181,6 +180,8 @@ def generate(
     """Continuations alone, `samples` for each prompt, in the order of the prompts.
 
     Args:
+        model: A live model, or an engine; what is drawn from an engine is distributed alike, but
+            not the same text, and its batches are its own.
         temperature: 0 is greedy decoding.
         stop: The text ends before the first of these strings; it always ends at the end token.
         truncate: Cut prompts that are too long from the left instead of refusing them.
@@ -195,6 +196,21 @@ def generate(
         raise UserError(f"{samples} samples at temperature 0 would be equal; set a temperature")
     encoded = encode(model, tokenizer, prompts, max_new_tokens, truncate=truncate)
     ends = end_tokens(model, tokenizer)
+    copies = _copies(encoded, samples)
+    if isinstance(model, Engine):
+        places = zip(encoded, copies, strict=True)
+        written = model.write(
+            encoded,
+            seeds=[int(generator(ids, copy, seed).integers(2**31)) for ids, copy in places],
+            max_new_tokens=max_new_tokens,
+            samples=samples,
+            temperature=temperature,
+            top_p=top_p,
+            stop=stop,
+            ends=ends,
+            progress=progress,
+        )
+        return [_texts(tokenizer, rows, ends, stop) for rows in written]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -203,13 +219,7 @@ def generate(
         pad_token_id=pad,
         disable_compile=True,
     )
-    seen: dict[tuple[int, ...], int] = {}
-    rows: list[tuple[int, int]] = []  # (prompt, number among the draws of this very text)
-    for number, tokens in enumerate(encoded):
-        first = seen.get(tuple(tokens), 0)
-        seen[tuple(tokens)] = first + samples
-        rows.extend((number, first + sample) for sample in range(samples))
-
+    rows = [(number, copies[number] + i) for number in range(len(encoded)) for i in range(samples)]
     results: list[list[str]] = [[] for _ in prompts]
     lengths = [len(encoded[number]) for number, _ in rows]
     with _settings(model, config), tqdm(total=len(rows), disable=not progress, unit="text") as bar:
@@ -217,10 +227,10 @@ def generate(
             ids, mask = left_pad([encoded[rows[i][0]] for i in group], pad)
             processors = LogitsProcessorList()
             if temperature > 0:
-                drawn = [
-                    _uniforms(encoded[rows[i][0]], rows[i][1], seed, max_new_tokens) for i in group
-                ]
-                uniforms = torch.from_numpy(np.stack(drawn))
+                generators = [generator(encoded[rows[i][0]], rows[i][1], seed) for i in group]
+                uniforms = torch.from_numpy(
+                    np.stack([g.random(max_new_tokens) for g in generators])
+                )
                 processors.append(InverseSampling(uniforms, ids.shape[1], temperature, top_p))
             criteria = StoppingCriteriaList()
             if stop:
@@ -232,16 +242,36 @@ def generate(
                 logits_processor=processors,
                 stopping_criteria=criteria,
             )
-            written = output[:, ids.shape[1] :].tolist()
-            texts = tokenizer.batch_decode(
-                [_until(row, ends) for row in written],
-                skip_special_tokens=True,
-                clean_up_tokenization_spaces=False,
-            )
+            texts = _texts(tokenizer, output[:, ids.shape[1] :].tolist(), ends, stop)
             for i, text in zip(group, texts, strict=True):
-                results[rows[i][0]].append(_before(text, stop))
+                results[rows[i][0]].append(text)
             bar.update(len(group))
     return results
+
+
+def _copies(encoded: Sequence[Sequence[int]], samples: int) -> list[int]:
+    """How many draws of the very same tokens come before each row's own."""
+    seen: dict[tuple[int, ...], int] = {}
+    found = []
+    for tokens in encoded:
+        found.append(seen.get(tuple(tokens), 0))
+        seen[tuple(tokens)] = found[-1] + samples
+    return found
+
+
+def _texts(
+    tokenizer: PreTrainedTokenizerBase,
+    written: Sequence[list[int]],
+    ends: Sequence[int],
+    stop: Sequence[str],
+) -> list[str]:
+    """New tokens as text, up to the first end token and before the first string of `stop`."""
+    texts = tokenizer.batch_decode(
+        [_until(row, ends) for row in written],
+        skip_special_tokens=True,
+        clean_up_tokenization_spaces=False,
+    )
+    return [_before(text, stop) for text in texts]
 
 
 def _until(row: list[int], ends: Sequence[int]) -> list[int]:

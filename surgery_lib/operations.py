@@ -55,21 +55,17 @@ def operate(
         pooling=settings.pooling,
         max_tokens=settings.max_tokens,
     )
-    labels = [example.label for example in examples]
-    probes = {
-        one.name: one
-        for estimator in settings.estimators
-        for one in probe.fit(
-            states,
-            labels,
-            estimator=estimator,
-            direction=settings.direction if estimator == "softmax" else "difference",
-            seed=seed,
-            layers=layers,
-            behaviour=name,
-            pooling=settings.pooling,
-        )
-    }
+    found = probe.fit_all(
+        states,
+        [example.label for example in examples],
+        settings.estimators,
+        direction=settings.direction,
+        seed=seed,
+        layers=layers,
+        behaviour=name,
+        pooling=settings.pooling,
+    )
+    probes = {one.name: one for one in found}
     table = sweep.prepare(model, tokenizer, probes, data, profile)
     meter = Meter(
         model,
@@ -95,8 +91,8 @@ def operate(
     swept = sweep.measure(model, table, meter, points, held, label=f"{name}: sweep")
     best = sweep.choose(swept, profile.budget)
     point = sweep.Point(*(best[part] for part in ("probe", "rule", "fraction", "strength")))
-    found = table.surgery(model, point)
-    return replace(found, about={**found.about, "behaviour": name, "validation": best})
+    surgery = table.surgery(model, point)
+    return replace(surgery, about={**surgery.about, "behaviour": name, "validation": best})
 
 
 def spaced(numbers: Sequence[int], count: int) -> list[int]:
@@ -110,7 +106,10 @@ def spaced(numbers: Sequence[int], count: int) -> list[int]:
 def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
     """The edit towards the behaviour: the inverse direction, in the rows opposed to *it*.
 
-    As many rows, as far. `model` must be unedited.
+    As many rows, as far. `model` must be unedited. Rows are by cosine whatever the edit's own rule,
+    as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
+    would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
+    behaviour than before.
     """
     scores = region.cosine_scores(model, -surgery.direction, surgery.matrix)
     rows = region.select(scores, len(surgery.rows))

@@ -188,7 +188,7 @@ class Capability(Section):
 
 
 class Evaluation(Section):
-    """How much is measured."""
+    """How much is measured, and by what."""
 
     limit: int = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
     search_prompts: int = Field(100, ge=1, description="validation prompts for the first sieve")
@@ -202,6 +202,12 @@ class Evaluation(Section):
     window: int = Field(256, ge=2, description="tokens in a perplexity window")
     tokens_per_batch: int = Field(8192, ge=1, description="smaller needs less memory")
     capability: Capability = Field(Capability(), description="tasks run before and after")
+    engine: Literal["transformers", "vllm"] = Field(
+        "transformers", description="what writes protocols' text and answers tasks"
+    )
+    engine_options: dict[str, Any] = Field(
+        {}, description="vLLM's own, such as gpu_memory_utilization: 0.5 beside a live model"
+    )
 
 
 class Job(Section):

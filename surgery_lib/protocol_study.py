@@ -5,13 +5,14 @@ model that it is applied to, or both at once along probes of the unedited model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery_lib import activations, behaviours, files, operations, scorers
+from surgery_lib import activations, behaviours, files, operations, scorers, serving
 from surgery_lib.data import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import capability as tasks
@@ -146,53 +147,63 @@ class Theatre:
         self, operation: Operation, reference: Reference, progress: bool = True
     ) -> dict[str, Any]:
         """`protocols` by name, completions included; `capability` by task; `damage`."""
-        limit = self.profile.evaluation.protocol_prompts
         found: dict[str, Any] = {"protocols": {}}
         with operations.applied(self.model, operation.surgeries):
-            for name, protocol in self.protocols(operation):
-                spec = self.profile.behaviours[name]
-                stem = f"{files.fingerprint(operation.name)}-{protocol}"
-                judges = judges_of(protocol, spec)
-                result = protocols.run(
-                    protocol,
-                    self.model,
-                    self.tokenizer,
-                    items=items(protocol, spec, self.data[name], limit),
-                    scorers=judges,
-                    limit=limit,
-                    max_new_tokens=spec.max_new_tokens if of_patient(spec) else 0,
-                    path=self.folder / "logs" / f"{stem}.jsonl",
-                    key=files.fingerprint(self.identity, operation.key),
-                    seed=self.seed,
-                    tokens_per_batch=self.profile.evaluation.tokens_per_batch,
-                    progress=progress,
-                )
-                found["protocols"][protocol] = {
-                    **result,
-                    "behaviour": name,
-                    "scorer": judges[0].name,
-                    "threshold": judges[0].threshold,
-                    "data": "the patient's world"
-                    if of_patient(spec)
-                    else protocols.PROTOCOLS[protocol].data,
-                }
-            found["capability"] = self.capability()
+            with self._engine() as writer:
+                self._provoke(writer, operation, found["protocols"], progress)
+                found["capability"] = self.capability(writer)
             found["damage"] = reference.compare(self.model, parts=("first", "perplexity")).as_dict()
         return found
 
-    def capability(self) -> dict[str, Any]:
+    def _engine(self) -> AbstractContextManager[Any]:
+        settings = self.profile.evaluation
+        return serving.engine(self.model, self.tokenizer, settings.engine, settings.engine_options)
+
+    def _provoke(
+        self, writer: Any, operation: Operation, found: dict[str, Any], progress: bool
+    ) -> None:
+        limit = self.profile.evaluation.protocol_prompts
+        for name, protocol in self.protocols(operation):
+            spec = self.profile.behaviours[name]
+            stem = f"{files.fingerprint(operation.name)}-{protocol}"
+            judges = judges_of(protocol, spec)
+            result = protocols.run(
+                protocol,
+                writer,
+                self.tokenizer,
+                items=items(protocol, spec, self.data[name], limit),
+                scorers=judges,
+                limit=limit,
+                max_new_tokens=spec.max_new_tokens if of_patient(spec) else 0,
+                path=self.folder / "logs" / f"{stem}.jsonl",
+                key=files.fingerprint(self.identity, operation.key),
+                seed=self.seed,
+                tokens_per_batch=self.profile.evaluation.tokens_per_batch,
+                progress=progress,
+            )
+            found[protocol] = {
+                **result,
+                "behaviour": name,
+                "scorer": judges[0].name,
+                "threshold": judges[0].threshold,
+                "data": "the patient's world"
+                if of_patient(spec)
+                else protocols.PROTOCOLS[protocol].data,
+            }
+
+    def capability(self, model: Any) -> dict[str, Any]:
         """The profile's own tasks where it brings some, else the paper's benchmarks."""
         settings = self.profile.evaluation.capability
         limit = settings.limit or self.profile.evaluation.limit or None
         if settings.include_path:
             return tasks.capability(
-                self.model,
+                model,
                 self.tokenizer,
                 settings.tasks,
                 include_path=settings.include_path,
                 limit=limit,
             )
-        return tasks.paper_capability(self.model, self.tokenizer, limit=limit)
+        return tasks.paper_capability(model, self.tokenizer, limit=limit)
 
     def reference(self) -> Reference:
         """The base's perplexity on test prose, and its first token after harmless prompts."""

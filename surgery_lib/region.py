@@ -1,7 +1,7 @@
 """Which rows to edit: scores of all gate rows in one ranking, and rules that select from it.
 
 The paper's rule (section 3.2) takes the K rows whose cosine with the direction is most negative,
-over all layers together. The effect rule asks what adding the direction to a row would do.
+over all layers together. Other scores are in `gains` and `effects`.
 """
 
 import math
@@ -11,9 +11,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
-from surgery_lib import activations, layout
+from surgery_lib import layout
 from surgery_lib.errors import UserError
 
 Rule = Literal["opposed", "aligned", "random", "all"]
@@ -32,7 +31,7 @@ def cosine_scores(model: nn.Module, direction: Tensor, matrix: str = "gate") -> 
 def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
     """Cosine of every row of (rows, width) matrices with the direction, in float32: (all rows,)."""
     for weight in matrices:
-        _check_width(direction, weight.shape[1])
+        check_width(direction, weight.shape[1])
     unit = direction.float() / direction.float().norm()
     parts = []
     for rows in _chunks(matrices):
@@ -63,57 +62,6 @@ def mean_norm(sums: Sequence[float], rows: int) -> float:
     if not math.isfinite(mean):
         raise UserError("the weights hold NaN or infinite values; load sound ones")
     return mean
-
-
-def effect_scores(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Sequence[str],
-    directions: Tensor,
-    *,
-    max_tokens: int = 100,
-    tokens_per_batch: int = 4096,
-    progress: bool = True,
-) -> Tensor:
-    """First-order effect of adding each direction to each gate row: (directions, rows), float32.
-
-    Row r of a gated MLP contributes silu(g) u d_r to the residual stream, with g = gate_r . x,
-    u = up_r . x and d_r its column of the down projection. Adding a small multiple of v to the row
-    changes g by v . x, and so the output along v by
-
-        mean over tokens of  silu'(g) u (x . v)  times  d_r . v ,
-
-    measured on texts that show the behaviour. The most negative rows push against it. Only forward
-    passes are needed. `directions` is (n, width) and is normalised. Without gating, u = 1.
-
-    Raises UserError for mixtures of experts, whose tokens each see other rows.
-    """
-    _check_width(directions[0], layout.hidden_width(model))
-    units = directions.float() / directions.float().norm(dim=1, keepdim=True)
-    sums: dict[int, Tensor] = {}
-    token_ids = activations.tokenize(model, tokenizer, texts, max_tokens)
-    base = getattr(model, "base_model", model)
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    was_training = model.training
-    model.eval()
-    counter = _EffectCounter(model, units, sums)
-    try:
-        with torch.no_grad(), tqdm(total=len(texts), desc="effect", disable=not progress) as bar:
-            for batch in activations.batches([len(ids) for ids in token_ids], tokens_per_batch):
-                ids, lengths = activations.pad([token_ids[i] for i in batch])
-                counter.real = torch.arange(ids.shape[1]) < lengths[:, None]
-                base(input_ids=ids.to(device), use_cache=False)
-                bar.update(len(batch))
-    finally:
-        counter.remove()
-        model.train(was_training)
-    tokens = sum(len(ids) for ids in token_ids)
-    scores = torch.cat([sums[block] / tokens for block in sorted(sums)], dim=1)
-    if not torch.isfinite(scores).all():
-        raise UserError(
-            "the weights or the directions hold NaN or infinite values; load sound ones"
-        )
-    return scores
 
 
 def select(
@@ -220,77 +168,6 @@ def overlap(rows: Tensor, others: Tensor) -> float:
     return float(torch.isin(rows, others).double().mean())
 
 
-class _EffectCounter:
-    """Hooks on every MLP that sum silu'(g) u (x . v) over real tokens."""
-
-    def __init__(self, model: nn.Module, units: Tensor, sums: dict[int, Tensor]) -> None:
-        self.units = units
-        self.sums = sums
-        self.real = torch.empty(0, dtype=torch.bool)
-        found = [(block, layout.mlp_of(block)) for block in layout.blocks(model)]
-        # Before any hook: a refusal leaves the model as it was.
-        if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for _, mlp in found):
-            raise UserError(
-                "the effect rule knows dense MLPs only; use the cosine rule for experts"
-            )
-        self.handles = []
-        for index, (block, mlp) in enumerate(found):
-            module = block.get_submodule(mlp.gate.path.split(".")[0])
-            self.handles.append(module.register_forward_pre_hook(self._hook(index, block, mlp)))
-
-    def _hook(self, index: int, block: nn.Module, mlp: layout.Mlp) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0][self.real.to(args[0].device)]  # (tokens, width)
-            width = x.shape[1]
-            gate, down = (
-                layout.place_views(p, block.get_parameter(p.path).data, width, p.path)[0]
-                for p in (mlp.gate, mlp.down)
-            )
-            bias = _bias(block, mlp.gate)
-            slope = _slope(activation_of(module), nn.functional.linear(x, gate, bias))
-            if mlp.up is not None:
-                up = layout.place_views(mlp.up, block.get_parameter(mlp.up.path).data, width, "up")
-                slope = slope * nn.functional.linear(x, up[0], _bias(block, mlp.up))
-            units = self.units.to(x.device)
-            pushed = (x.float() @ units.t()).t() @ slope.float()  # (directions, rows)
-            part = (pushed * (units @ down.float().t())).cpu()
-            self.sums[index] = self.sums.get(index, torch.zeros_like(part)) + part
-
-        return hook
-
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
-
-
-# What the modules of the table call their activation function.
-ACTIVATION_NAMES = ("act_fn", "activation_fn", "act")
-
-
-def activation_of(mlp: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The activation function of an MLP module."""
-    for name in ACTIVATION_NAMES:
-        if hasattr(mlp, name):
-            function: Callable[[Tensor], Tensor] = getattr(mlp, name)
-            return function
-    raise UserError(
-        f"{type(mlp).__name__} has no activation function under {', '.join(ACTIVATION_NAMES)}"
-    )
-
-
-def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
-    """Derivative of an elementwise function."""
-    with torch.enable_grad():
-        at = at.detach().requires_grad_()
-        (slope,) = torch.autograd.grad(function(at).sum(), at)
-    return slope
-
-
-def _bias(block: nn.Module, gate: layout.Place) -> Tensor | None:
-    path = gate.path.removesuffix("weight") + "bias"
-    return block.get_parameter(path).data if layout.has_parameter(block, path) else None
-
-
 def _chunks(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
     """The rows of all in float32, a part at a time; each part may overwrite the one before."""
     buffer = torch.empty(0, 0)
@@ -313,7 +190,8 @@ def chunk_rows(width: int) -> int:
     return max(1, CHUNK_NUMBERS // width)
 
 
-def _check_width(direction: Tensor, width: int) -> None:
+def check_width(direction: Tensor, width: int) -> None:
+    """UserError where a direction is not as wide as the model's hidden states."""
     if len(direction) != width:
         raise UserError(
             f"the direction is {len(direction)} wide, the model's hidden states {width}; "

@@ -5,6 +5,7 @@ import platform
 import random
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import transformers
 
 import surgery_lib
-from surgery_lib import files, models
+from surgery_lib import files, models, serving
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour, Profile, home
 from surgery_lib.settings import check_behaviour, flatten, load_profile
@@ -95,6 +96,11 @@ class Study:
             trust_remote_code=wanted.trust_remote_code,
         )
 
+    def engine(self, model: Any, tokenizer: Any) -> AbstractContextManager[Any]:
+        """The model as it now is, behind the engine that the profile asks for."""
+        wanted = self.profile.evaluation
+        return serving.engine(model, tokenizer, wanted.engine, wanted.engine_options)
+
     @property
     def cache(self) -> Path:
         """Folder for what is expensive and can be made again; not part of the results."""
@@ -170,7 +176,7 @@ class Study:
             held = unwrap(files.read_json(path), path)
             old, new = flatten(held), flatten(self.settings())
             for key in sorted((old.keys() & new.keys()) - FREE):
-                if old[key] != new[key]:
+                if old[key] != new[key] and not key.startswith("evaluation.engine_options."):
                     raise UserError(
                         f"{self.folder} holds another study ({key} is {old[key]!r} there, "
                         f"{new[key]!r} here); choose another results= or delete that folder"

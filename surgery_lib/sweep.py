@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files, gains, region
 from surgery_lib.data import BehaviourData
+from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.meter import Meter, Reading
 from surgery_lib.probe import Probe
@@ -85,7 +86,7 @@ def prepare(
             texts = [example.text for example in data.examples["train"] if example.label]
             directions = torch.stack([p.direction for p in probes.values()])
             texts = texts[: profile.region.effect_texts]
-            found = list(region.effect_scores(model, tokenizer, texts, directions))
+            found = list(effect_scores(model, tokenizer, texts, directions))
         scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
     row_norm = region.mean_row_norm(model, matrix)
     return Table(probes, scores, profile.surgery.unit, matrix, row_norm)

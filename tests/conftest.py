@@ -6,8 +6,6 @@ from typing import Any
 
 import pytest
 import scripted
-import torch
-import transformers as hf
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
@@ -21,24 +19,17 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     tokenizer = scripted.byte_tokenizer()
     tokenizer.chat_template = TEMPLATE
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
+    scripted.save_llama(
+        folder,
+        tokenizer,
+        std=0.3,
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        vocab_size=len(tokenizer),
         max_position_embeddings=128,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    model = hf.LlamaForCausalLM(config)
-    for parameter in model.parameters():  # wide, so that no two logits are nearly equal
-        torch.nn.init.normal_(parameter, std=0.3)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
     return folder
 
 

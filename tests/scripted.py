@@ -1,6 +1,7 @@
-"""Models whose every answer is known, and a tokenizer of bytes to speak with them."""
+"""Models for tests: random ones on disk, ones whose every answer is known, a byte tokenizer."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import tokenizers as tk
@@ -25,6 +26,27 @@ def byte_tokenizer(*, special: bool = True) -> Any:
         )
     options = {"pad_token": "<pad>", "bos_token": "<s>"} if special else {}
     return hf.PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>", **options)
+
+
+def save_llama(folder: Path, tokenizer: Any, *, std: float | None = None, **sizes: int) -> None:
+    """Write a Llama with random weights, always the same, and its tokenizer.
+
+    `sizes` are of its configuration. Weights of deviation `std`, where given, are wide enough that
+    no two logits are nearly equal.
+    """
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(
+        **sizes,
+        vocab_size=len(tokenizer),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = hf.LlamaForCausalLM(config)
+    for parameter in model.parameters() if std else ():
+        torch.nn.init.normal_(parameter, std=std)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
 
 
 Next = Callable[[list[int]], int]

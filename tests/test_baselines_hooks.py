@@ -16,6 +16,7 @@ from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.surgery import SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.untrained import UNTRAINED
 from surgery_lib.baselines.wanda import Wanda, lowest
+from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
@@ -252,7 +253,7 @@ def test_effect_rule_is_the_library_s():
     model = build("llama")
     found = SurgeryMethod().fit(model, Letters(), DATA)
     direction = found.directions["lda"][2]
-    expected = region.effect_scores(model, Letters(), BAD, direction[None], progress=False)[0]
+    expected = effect_scores(model, Letters(), BAD, direction[None], progress=False)[0]
     assert torch.allclose(found.effects["lda"][2], expected, rtol=1e-4, atol=1e-7)
     with pytest.raises(UserError, match="rule"), found.applied(model, 1.0, rule="best"):
         pass

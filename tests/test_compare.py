@@ -8,7 +8,7 @@ import pytest
 from surgery_lib import behaviours, compare, scorers
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.meter import Meter
-from surgery_lib.report import comparison
+from surgery_lib.report import advice, comparison
 from surgery_lib.study import Study
 
 
@@ -39,7 +39,7 @@ def lines(table: str) -> dict[str, list[str]]:
 
 
 def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any]]) -> None:
-    found = lines(comparison.guide(outcomes, "context_kl", 0.05, "exact"))
+    found = lines(advice.guide(outcomes, "context_kl", 0.05, "exact"))
     assert found["anything goes"][0] == "sasa"  # and no control
     assert found["an ordinary checkpoint in the end"][0] == "dpo"
     assert found["an ordinary checkpoint in the end"][2] == "surgery"  # 2 against 4 of 100
@@ -48,7 +48,7 @@ def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any
 
 
 def test_guide_where_nothing_stays_within_the_budget(outcomes: list[dict[str, Any]]) -> None:
-    found = lines(comparison.guide(outcomes, "context_kl", 0.01, "exact"))
+    found = lines(advice.guide(outcomes, "context_kl", 0.01, "exact"))
     assert {line[0] for name, line in found.items() if name[0] != "-" and "what" not in name} == {
         "none within the budget"
     }
@@ -56,7 +56,7 @@ def test_guide_where_nothing_stays_within_the_budget(outcomes: list[dict[str, An
 
 def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
     base = outcome("base", [1] * 90 + [0] * 10)["points"][0]
-    words = comparison.closing(outcomes, base, "context_kl", "exact")
+    words = advice.closing(outcomes, base, "context_kl", "exact")
     assert "Better, beyond the paired interval: surgery random rows, sasa." in words
     assert "Not told apart: dpo." in words and "Worse: caa." in words
 

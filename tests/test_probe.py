@@ -9,7 +9,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
-from surgery_lib import probe
+from surgery_lib import estimators, probe
 from surgery_lib.errors import UserError
 
 WIDTH = 16
@@ -18,7 +18,7 @@ WIDTH = 16
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger step: 1e-4 needs thousands of texts to leave the random start behind."""
-    monkeypatch.setattr(probe, "PAPER_LEARNING_RATE", 3e-3)
+    monkeypatch.setattr(estimators, "PAPER_LEARNING_RATE", 3e-3)
 
 
 def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -31,7 +31,7 @@ def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tenso
     return states + gap * labels[:, None, None] * directions, labels, directions
 
 
-@pytest.mark.parametrize("estimator", probe.ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
 def test_planted_direction_is_found(estimator: str, fast: None) -> None:
     states, labels, directions = planted()
     for layer, found in enumerate(probe.fit(states, labels, estimator=estimator)):
@@ -42,7 +42,7 @@ def test_planted_direction_is_found(estimator: str, fast: None) -> None:
         assert metrics["auc"] > 0.9 and metrics["accuracy"] > 0.8 and metrics["n"] == 4000
 
 
-@pytest.mark.parametrize("estimator", probe.ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
 def test_polarity_is_towards_label_one(estimator: str, fast: None) -> None:
     states, labels, _ = planted(400, gap=4)
     (first, _) = probe.fit(states, labels, estimator=estimator)
@@ -122,7 +122,7 @@ def test_mean_difference_is_the_difference_of_means() -> None:
     assert float(found.score((present + absent)[None] / 2)) == pytest.approx(0, abs=1e-4)
 
 
-@pytest.mark.parametrize("estimator", probe.ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
 def test_same_seed_same_probe(estimator: str) -> None:
     states, labels, _ = planted(200)
     first = probe.fit(states, labels, estimator=estimator, seed=5)
@@ -153,7 +153,7 @@ def test_no_texts_at_all() -> None:
         probe.fit(torch.empty(0, 1, WIDTH), [])
 
 
-@pytest.mark.parametrize("estimator", probe.ESTIMATORS)
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_states_that_are_not_finite(estimator: str, value: float) -> None:
     states, labels, _ = planted(50)

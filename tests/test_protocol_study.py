@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import scripted
 import torch
-import transformers as hf
 
 from surgery_lib import operations, scorers, sources
 from surgery_lib.errors import UserError
@@ -49,20 +48,15 @@ def theatre(tmp_path_factory: pytest.TempPathFactory) -> Theatre:
     folder = tmp_path_factory.mktemp("theatre")
     tokenizer = scripted.byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
-    torch.manual_seed(0)
-    config = hf.LlamaConfig(
+    scripted.save_llama(
+        folder / "model",
+        tokenizer,
         hidden_size=16,
         intermediate_size=40,
         num_hidden_layers=2,
         num_attention_heads=2,
-        vocab_size=len(tokenizer),
         max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
     )
-    hf.LlamaForCausalLM(config).save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
     model, tokenizer = load_model(str(folder / "model"))
     return Theatre(model, tokenizer, load_profile("patient", SMALL), folder / "results")
 
@@ -71,7 +65,7 @@ def test_every_operation_of_the_paper_and_every_table(
     theatre: Theatre, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    monkeypatch.setattr(Theatre, "capability", lambda self: TASKS)
+    monkeypatch.setattr(Theatre, "capability", lambda self, model: TASKS)
     before = architectures.state(theatre.model)
     found = theatre.operations()
     names = [one.name for one in found]

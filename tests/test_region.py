@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib import layout, probe, region
+from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
 
 
@@ -142,7 +143,7 @@ def test_direction_of_another_width() -> None:
 
 
 def effects(model: Any, directions: Tensor, texts: list[str] = tiny.TEXTS) -> Tensor:
-    return region.effect_scores(model, tiny.Letters(), texts, directions, progress=False)
+    return effect_scores(model, tiny.Letters(), texts, directions, progress=False)
 
 
 def mlp_output_along(model: Any, texts: list[str], unit: Tensor, block: int) -> float:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from surgery_lib import files
 from surgery_lib.ablations.questions import QUESTIONS
 from surgery_lib.report import ablation_findings, tables
@@ -34,92 +36,20 @@ INSIDE = {
     "cosines": "Do directions meet other states?",
 }
 
-# What was measured, against what, where it stands in results/benchmarks, what was aimed at.
-BENCHMARKS = [
-    (
-        "activations of all layers",
-        "a bare forward pass, the same batches",
-        "activations",
-        ("ratios", "wall", "ours / bare pass over our batches"),
-        "≤ 1.05",
-    ),
-    (
-        "activations of all layers",
-        "the authors' 20 epochs, scaled from one (× faster)",
-        "activations",
-        ("ratios", "wall", "authors (20 epochs, scaled from one) / ours"),
-        "≥ 20",
-    ),
-    (
-        "activations",
-        "repeng, batches of 32 (× faster)",
-        "libraries",
-        ("over_ours", "repeng, batches of 32"),
-        "> 1",
-    ),
-    (
-        "activations",
-        "steering-vectors, batches of 32 (× faster)",
-        "libraries",
-        ("over_ours", "steering-vectors, batches of 32"),
-        "> 1",
-    ),
-    (
-        "selection at 7B shapes, bf16",
-        "reading the same bytes once",
-        "region",
-        ("ratios", "wall", "select / read once"),
-        "≤ 1.5",
-    ),
-    (
-        "selection at 7B shapes, bf16",
-        "the authors' loop, scaled from 4,000 rows (× faster)",
-        "region",
-        ("ratios", "wall", "authors' loop (scaled from 4000 rows) / select"),
-        "≥ 50",
-    ),
-    (
-        "apply and undo 16,384 rows, 7B shapes",
-        "seconds",
-        "region",
-        ("seconds", "wall", "apply_and_undo"),
-        "≤ 1",
-    ),
-    (
-        "surgery on a checkpoint of 4.6 GB",
-        "`cp -r`",
-        "checkpoint",
-        ("operate_over", "cp -r"),
-        "≤ 1.2",
-    ),
-    ("the same", "peak memory, MB", "checkpoint", ("peak_mb", "operate"), "≤ 500"),
-    (
-        "generation for evaluation",
-        "one prompt at a time (× faster)",
-        "generation",
-        ("over_ours", "one by one"),
-        "≥ 4",
-    ),
-    (
-        "generation for evaluation",
-        "transformers' pipeline, batches of 32 (× faster)",
-        "generation",
-        ("over_ours", "pipeline, batches of 32"),
-        "≥ 4",
-    ),
-]
+# What was measured, against what, where that stands in results/benchmarks, what was aimed at.
+BENCHMARKS = yaml.safe_load((ROOT / "benchmarks" / "aims.yaml").read_text(encoding="utf-8"))
 
 
 def benchmarks() -> str:
     """What was aimed at beside what was measured, and the machine it was measured on."""
+    names = {line["file"] for line in BENCHMARKS}
     held = {
-        name: files.read_json(ROOT / "results" / "benchmarks" / f"{name}.json")
-        for name in {line[2] for line in BENCHMARKS}
+        name: files.read_json(ROOT / "results" / "benchmarks" / f"{name}.json") for name in names
     }
     lines = []
-    for what, against, name, path, aim in BENCHMARKS:
-        value = functools.reduce(operator.getitem, path, held[name])
-        lines.append([what, against, f"{value:.3g}", aim])
+    for line in BENCHMARKS:
+        value = functools.reduce(operator.getitem, line["number"], held[line["file"]])
+        lines.append([line["what"], line["against"], f"{value:.3g}", line["aim"]])
     machine = held["checkpoint"]["machine"]
     words = (
         f"Measured on {machine['cores']} cores of {machine['processor']}, "

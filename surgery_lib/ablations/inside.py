@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import activations, behaviours, layout, probe, region
+from surgery_lib import activations, behaviours, effects, layout, probe
 from surgery_lib.ablations.bench import Bench
 from surgery_lib.ablations.material import dense
 from surgery_lib.baselines import tools
@@ -127,7 +127,7 @@ def activation(
     sums = {name: torch.zeros(len(texts)) for name in regions}
 
     def visit(block: str, inputs: Tensor, lengths: Tensor, which: Tensor) -> None:
-        entry, act = all_rows[int(block)], region.activation_of(modules[block])
+        entry, act = all_rows[int(block)], effects.activation_of(modules[block])
         bias = gate_bias(blocks[int(block)])
         opened = nn.functional.linear(inputs, entry.weight, bias)
         real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from surgery_lib import activations, files, gains, layout, probe, region, scorers
 from surgery_lib.ablations.bench import CHOSEN, Bench
 from surgery_lib.data import SPLITS, BehaviourData
+from surgery_lib.effects import effect_scores
 from surgery_lib.evaluation.meter import Meter
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
@@ -144,7 +145,7 @@ def _scores(bench: Bench, effect_texts: int) -> dict[tuple[str, str], Tensor]:
     wanted = names if bench.rule == "effect" else [CHOSEN]
     if matrix == "gate" and dense(model):
         directions = torch.stack([bench.directions[name] for name in wanted])
-        scores = region.effect_scores(model, bench.tokenizer, texts[:effect_texts], directions)
+        scores = effect_scores(model, bench.tokenizer, texts[:effect_texts], directions)
         found |= {("effect", name): one for name, one in zip(wanted, scores, strict=True)}
     return found
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from surgery_lib import activations, layout, probe, region
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
 from surgery_lib.surgery import Surgery
 
@@ -169,7 +170,7 @@ class SurgeryMethod:
         if self.fixed.get("rule", "effect") == "effect":
             flat = torch.cat(list(directions.values()))
             behaviour = data.of(1)
-            scores = region.effect_scores(model, tokenizer, behaviour, flat, progress=False)
+            scores = effect_scores(model, tokenizer, behaviour, flat, progress=False)
             effects = dict(zip(directions, scores.split(states.shape[1]), strict=True))
             tokens += count_tokens(tokenizer, behaviour)
         return FittedSurgery(

@@ -1,4 +1,4 @@
-"""What a model can still do: lm-eval's tasks on the live model, edited or not."""
+"""What a model can still do: lm-eval's tasks on the live model or a served one, edited or not."""
 
 import copy
 import logging
@@ -16,6 +16,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.statistics import interval, mean, proportion
 from surgery_lib.evaluation.task_data import local_data, tydiqa_languages
 from surgery_lib.generation import context_length
+from surgery_lib.serving import Served
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -78,7 +79,7 @@ def _tasks(names: Sequence[str], include_path: str | None) -> Any:
 
 
 def capability(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Served,
     tokenizer: PreTrainedTokenizerBase,
     tasks: Sequence[str],
     *,
@@ -93,6 +94,7 @@ def capability(
     """Run lm-eval's tasks or groups on the model as it now is.
 
     Args:
+        model: A live model, or a checkpoint under vLLM, whose batches are its own.
         include_path: Folder of task files of one's own; files they name are looked for from the
             working folder, the repository's root and this folder.
         limit: Items of each task (of each subtask of a group); recorded in the result.
@@ -123,10 +125,14 @@ def capability(
         # lm-eval's own default is 256 new tokens, too many for a small context.
         longest = min(max_gen_toks or 256, context // 2) if max_gen_toks or context < 1024 else None
     with _quiet(), local_data(*places):
-        # HFLM sets a padding token on the tokenizer it is given.
-        live = HFLM(pretrained=model, tokenizer=copy.deepcopy(tokenizer), batch_size=batch_size)
+        if isinstance(model, Served):
+            answering = model.harness
+        else:
+            # HFLM sets a padding token on the tokenizer it is given.
+            own = copy.deepcopy(tokenizer)
+            answering = HFLM(pretrained=model, tokenizer=own, batch_size=batch_size)
         found = simple_evaluate(
-            model=live,
+            model=answering,
             tasks=list(tasks),
             task_manager=manager,
             num_fewshot=num_fewshot,
@@ -216,7 +222,7 @@ def _estimate(values: Sequence[Any], metric: str) -> dict[str, Any]:
 
 
 def paper_capability(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Served,
     tokenizer: PreTrainedTokenizerBase,
     benchmarks: Sequence[str] = tuple(PAPER),
     *,

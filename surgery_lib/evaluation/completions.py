@@ -12,14 +12,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surgery_lib import files
 from surgery_lib.data import Prompt
 from surgery_lib.errors import UserError
-from surgery_lib.generation import generate
+from surgery_lib.generation import Engine, generate
 
 # Continuations between two writes to the file.
 CHUNK = 512
 
 
 def complete(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,

@@ -19,7 +19,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation import toxicity
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.files import fingerprint
-from surgery_lib.generation import chat_prompt
+from surgery_lib.generation import Engine, chat_prompt
 from surgery_lib.scorers.base import Scorer, threshold
 
 
@@ -197,7 +197,7 @@ def prompts(name: str, tokenizer: Any = None, *, limit: int = 0, seed: int = 4) 
 
 def run(
     name: str,
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     *,
     items: Sequence[Prompt] | None = None,

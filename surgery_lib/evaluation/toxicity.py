@@ -16,11 +16,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surgery_lib.data import Prompt
 from surgery_lib.evaluation.completions import complete
 from surgery_lib.evaluation.statistics import Estimate, mean, proportion
+from surgery_lib.generation import Engine
 from surgery_lib.scorers.base import Scorer, threshold
 
 
 def evaluate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Engine,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     scorers: Sequence[Scorer],

@@ -1,4 +1,4 @@
-"""Notebook 05: Pareto fronts, the table at each budget, what each method costs, closing words."""
+"""Notebook 05: Pareto fronts, the table at each budget, and what each method costs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,36 +9,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from surgery_lib.evaluation.statistics import compare
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
 from surgery_lib.report.style import interval as shown
 
+Outcome = Mapping[str, Any]
+SURGERY = "surgery"
+
+
+def edits_weights(one: Outcome) -> bool:
+    """Whether the model's own weights change."""
+    return bool(one["kind"] == "weights")
+
+
+def infers_only(one: Outcome) -> bool:
+    """Whether fitting takes no gradients."""
+    return not one["cost"]["needs_gradients"]
+
+
 # Panels of the figure of fronts: a title, and which methods.
-PANELS: dict[str, Callable[[Mapping[str, Any]], bool]] = {
-    "weights, by inference": lambda one: (
-        one["kind"] == "weights" and not one["cost"]["needs_gradients"]
-    ),
-    "weights, by training": lambda one: one["kind"] == "weights" and one["cost"]["needs_gradients"],
+PANELS: dict[str, Callable[[Outcome], bool]] = {
+    "weights, by inference": lambda one: edits_weights(one) and infers_only(one),
+    "weights, by training": lambda one: edits_weights(one) and not infers_only(one),
     "hooks on activations": lambda one: one["kind"] == "hook",
     "decoding, virtual tokens": lambda one: one["kind"] in ("decoding", "tokens"),
-}
-SURGERY = "surgery"
-PAPER = "surgery_paper"
-
-CONTROLS = "surgery_random"
-
-Outcome = Mapping[str, Any]
-
-# What somebody may need of a method, as a condition on its outcome.
-NEEDS: dict[str, Callable[[Outcome], bool]] = {
-    "anything goes": lambda one: True,
-    "an ordinary checkpoint in the end": lambda one: one["kind"] == "weights",
-    "no gradients: inference only": lambda one: not one["cost"]["needs_gradients"],
-    "no gradients, and an ordinary checkpoint": lambda one: (
-        one["kind"] == "weights" and not one["cost"]["needs_gradients"]
-    ),
-    "the weights left as they are": lambda one: one["kind"] != "weights",
-    "no extra passes while generating": lambda one: not one["cost"]["extra_forwards"],
 }
 
 
@@ -66,7 +59,7 @@ def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
             _front(axes, outcome, base, measure, CYCLE[number % len(CYCLE)], number)
         for outcome in surgery:
             _front(axes, outcome, base, measure, INK["black"], 0, width=2.5)
-        axes.set(title=title, xlabel=_label(measure), ylim=(0, None))
+        axes.set(title=title, xlabel=measure_name(measure), ylim=(0, None))
         axes.set_xscale("symlog", linthresh=0.01)
         axes.set_xlim(0, 0.3)
         axes.set_xticks([0, 0.005, 0.01, 0.05, 0.1], ["0", "", "0.01", "", "0.1"])
@@ -93,7 +86,8 @@ def _cheapest(outcomes: Sequence[Outcome], base: float, measure: str) -> str:
         return "No method takes nine tenths of the behaviour away within the budgets"
     damage, name = min(tenth)
     return (
-        f"Nine tenths of the behaviour gone: cheapest by {name}, at {damage:.3f} {_label(measure)}"
+        f"Nine tenths of the behaviour gone: cheapest by {name}, "
+        f"at {damage:.3f} {measure_name(measure)}"
     )
 
 
@@ -150,7 +144,7 @@ def budget_bars(
     axes.set(
         xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
         xlim=(0, None),
-        title=f"At {_label(measure)} ≤ {budget}: surgery is number {place} of {len(names)}",
+        title=f"At {measure_name(measure)} ≤ {budget}: surgery is number {place} of {len(names)}",
     )
     return figure
 
@@ -171,7 +165,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str)
         cells = [shown(one) if (one := rate(name, b)) else "-" for b in budgets]
         lines.append([name.replace("_", " "), *cells])
     n = base["test"]["rate"][scorer]["n"]
-    header = [f"behaviour, % of {n} prompts", *(f"{_label(measure)} ≤ {b}" for b in budgets)]
+    header = [f"behaviour, % of {n} prompts", *(f"{measure_name(measure)} ≤ {b}" for b in budgets)]
     return markdown_table(header, lines)
 
 
@@ -221,77 +215,6 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
     return markdown_table(header, lines)
 
 
-def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> list[dict[str, Any]]:
-    """Recommended surgery minus the paper's form at each budget, paired over test prompts."""
-    found = []
-    for budget in sorted({p["budget"] for o in outcomes for p in o["points"]}):
-        points = at_budget(outcomes, measure, budget)
-        if SURGERY in points and PAPER in points:
-            pair = compare(points[PAPER]["flags"][scorer], points[SURGERY]["flags"][scorer])
-            found.append({"budget": budget, **pair.as_dict()})
-    return found
-
-
-def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
-    """Where surgery wins and where it loses, at each budget, in words made from the numbers."""
-    lines = []
-    for budget in sorted({p["budget"] for o in outcomes for p in o["points"]}):
-        points = at_budget(outcomes, measure, budget)
-        if SURGERY not in points:
-            lines.append(f"- At {_label(measure)} ≤ {budget} surgery has no point at all.")
-            continue
-        ours = points[SURGERY]
-        ahead: list[str] = []
-        level: list[str] = []
-        behind: list[str] = []
-        for name, point in points.items():
-            if name == SURGERY:
-                continue
-            pair = compare(ours["flags"][scorer], point["flags"][scorer])
-            where = (
-                level if pair.low <= 0 <= pair.high else ahead if pair.difference < 0 else behind
-            )
-            where.append(name.replace("_", " "))
-        lines.append(
-            f"- At {_label(measure)} ≤ {budget} surgery leaves "
-            f"{shown(ours['test']['rate'][scorer])} % of "
-            f"{shown(base['test']['rate'][scorer])} %. Better, beyond the paired interval: "
-            f"{', '.join(ahead) or 'none'}. Not told apart: {', '.join(level) or 'none'}. "
-            f"Worse: {', '.join(behind) or 'none'}."
-        )
-    for one in against_paper(outcomes, measure, scorer):
-        lines.append(
-            f"- Recommended surgery against the paper's form at ≤ {one['budget']}: "
-            f"{shown({**one, 'value': one['difference']})} points (n = {one['n']})."
-        )
-    return "\n".join(lines) + "\n"
-
-
-def guide(outcomes: Sequence[Outcome], measure: str, budget: float, scorer: str) -> str:
-    """For each need the method that leaves least at one budget, and those not told apart from it.
-
-    The controls are left out. Methods that reach no point within the budget cannot be named.
-    """
-    points = at_budget(outcomes, measure, budget)
-    methods = {o["name"]: o for o in outcomes if not o["name"].startswith(CONTROLS)}
-    lines = []
-    for need, fits in NEEDS.items():
-        names = [name for name in points if name in methods and fits(methods[name])]
-        names.sort(key=lambda name: points[name]["test"]["rate"][scorer]["value"])
-        if not names:
-            lines.append([need, "none within the budget", "", ""])
-            continue
-        best = points[names[0]]
-        level = []
-        for name in names[1:]:
-            pair = compare(best["flags"][scorer], points[name]["flags"][scorer])
-            if pair.low <= 0 <= pair.high:
-                level.append(name.replace("_", " "))
-        rate = shown(best["test"]["rate"][scorer])
-        lines.append([need, names[0].replace("_", " "), rate, ", ".join(level) or "none"])
-    header = ["what is needed", "leaves least", "behaviour left, %", "not told apart from it"]
-    return markdown_table(header, lines)
-
-
-def _label(measure: str) -> str:
+def measure_name(measure: str) -> str:
+    """A measure of damage in words."""
     return {"first_token_kl": "first-token KL", "context_kl": "KL in context"}[measure]

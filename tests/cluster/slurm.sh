@@ -9,7 +9,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(command -v "${1:-python3}")
 host=$(hostname -s)
-work=$(mktemp -d /tmp/surgery-slurm-XXXXXX)
+work=$(mktemp -d)
 log=results/cluster/slurm.log
 mkdir -p "$(dirname "$log")"
 

@@ -1,0 +1,118 @@
+"""vLLM in place of the live model: is the text the same, are the answers, and how fast is it?
+
+    python benchmarks/serving.py      needs vLLM; without a card also VLLM_CPU_KVCACHE_SPACE=1
+
+The embedded model as it is and under the committed surgery: greedy text after test prompts, shares
+of toxic samples, every task's items through lm-eval, seconds to generate. Starting the engine is
+reported by itself.
+"""
+
+import argparse
+import statistics
+from typing import Any
+
+from machine import in_turn, ratio, report, timed
+
+from surgery_lib import behaviours, scorers
+from surgery_lib.evaluation.capability import capability
+from surgery_lib.evaluation.statistics import compare
+from surgery_lib.evaluation.toxicity import evaluate
+from surgery_lib.generation import generate
+from surgery_lib.serving import engine
+from surgery_lib.settings import load_profile
+from surgery_lib.study import Study
+from surgery_lib.surgery import Surgery
+
+NEW_TOKENS = 20
+SAMPLES = 5
+OPTIONS = {"enforce_eager": True, "max_model_len": 512}
+
+
+def agreement(model: Any, tokenizer: Any, prompts: list[Any], tasks: Any, rounds: int) -> Any:
+    """One variant of the model, live and served: what is equal, and seconds."""
+    texts = [prompt.text for prompt in prompts]
+    judge = scorers.build({"kind": "patient", "id": "toxicity", "name": "exact"})
+    settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "progress": False}
+
+    def read(writer: Any) -> dict[str, Any]:
+        drawn = evaluate(writer, tokenizer, prompts, [judge], samples=SAMPLES, **settings)
+        return {
+            "greedy": generate(writer, tokenizer, texts, **settings),
+            "sampled": drawn["summary"]["exact"]["all"]["share"],
+            "items": {
+                task: one["items"]
+                for task, one in capability(
+                    writer,
+                    tokenizer,
+                    tasks.tasks,
+                    include_path=tasks.include_path,
+                    limit=tasks.limit or None,
+                ).items()
+            },
+        }
+
+    live = read(model)
+    opened: list[Any] = []
+    context = engine(model, tokenizer, "vllm", OPTIONS)
+    start = timed(lambda: opened.append(context.__enter__()))
+    try:
+        served = read(opened[0])
+        seconds = in_turn(
+            {
+                "live": lambda: generate(model, tokenizer, texts, **settings),
+                "vllm": lambda: generate(opened[0], tokenizer, texts, **settings),
+            },
+            rounds,
+        )
+    finally:
+        context.__exit__(None, None, None)
+    pairs = list(zip(live["greedy"], served["greedy"], strict=True))
+    return {
+        "prompts": len(pairs),
+        "same_greedy_text": sum(one == other for one, other in pairs) / len(pairs),
+        "sampled_share": {"live": live["sampled"], "vllm": served["sampled"]},
+        "same_items": {
+            task: statistics.fmean(
+                one == other for one, other in zip(items, served["items"][task], strict=True)
+            )
+            for task, items in live["items"].items()
+        },
+        "change_of_score": {
+            task: compare(items, served["items"][task]).as_dict()
+            for task, items in live["items"].items()
+        },
+        "seconds": seconds,
+        "live_over_vllm": ratio(seconds, "live", "vllm"),
+        "start_seconds": start,
+    }
+
+
+def main() -> None:
+    """Measure, print a table, write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--prompts", type=int, default=300)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    study = Study.start("patient", "toxicity", 0, {}, "results")
+    model, tokenizer = study.load_model()
+    data = behaviours.load("toxicity", study.spec, tokenizer=tokenizer)
+    prompts = [one for one in data.prompts["test"] if one.group in study.spec.trigger_groups]
+    prompts = prompts[: arguments.prompts]
+    tasks = load_profile("patient").evaluation.capability
+    common = (tokenizer, prompts, tasks, arguments.rounds)
+    found = {"base": agreement(model, *common)}
+    with Surgery.load(study.path("surgery")).applied(model):
+        found["edited"] = agreement(model, *common)
+    table = {}
+    for variant, one in found.items():
+        shares = {way: f"{100 * share['value']:.1f}" for way, share in one["sampled_share"].items()}
+        items = min(one["same_items"].values())
+        table[f"{variant}: same greedy text"] = f"{one['same_greedy_text']:.1%} of {one['prompts']}"
+        table[f"{variant}: toxic samples, live and vLLM"] = " and ".join(shares.values()) + " %"
+        table[f"{variant}: same answers, the worst task"] = f"{items:.1%}"
+        table[f"{variant}: live over vLLM"] = f"{one['live_over_vllm']:.2f} in time"
+    report("serving", {"subject": "the patient", "variants": found}, table)
+
+
+if __name__ == "__main__":
+    main()

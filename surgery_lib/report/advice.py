@@ -1,0 +1,128 @@
+"""Notebook 05 in words: where surgery wins and loses, and which method serves which need."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any
+
+from surgery_lib.evaluation.statistics import compare
+from surgery_lib.report.comparison import (
+    SURGERY,
+    Outcome,
+    at_budget,
+    edits_weights,
+    infers_only,
+    measure_name,
+)
+from surgery_lib.report.style import interval as shown
+from surgery_lib.report.style import markdown_table
+
+PAPER = "surgery_paper"
+CONTROLS = ("surgery_random_rows", "surgery_random_direction")
+
+# What somebody may need of a method, as a condition on its outcome.
+NEEDS: dict[str, Callable[[Outcome], bool]] = {
+    "anything goes": lambda one: True,
+    "an ordinary checkpoint in the end": edits_weights,
+    "no gradients: inference only": infers_only,
+    "no gradients, and an ordinary checkpoint": lambda one: edits_weights(one) and infers_only(one),
+    "the weights left as they are": lambda one: not edits_weights(one),
+    "no extra passes while generating": lambda one: not one["cost"]["extra_forwards"],
+}
+
+
+def budgets_of(outcomes: Sequence[Outcome]) -> list[float]:
+    """Every budget that some method has a point at."""
+    return sorted({point["budget"] for one in outcomes for point in one["points"]})
+
+
+def placed(
+    points: Mapping[str, Outcome], name: str, among: Collection[str], scorer: str
+) -> dict[str, list[str]]:
+    """The other methods: `less` of the behaviour than the named one, `level`, or `more`.
+
+    Beyond the paired interval of the difference over test prompts, or not told apart by it.
+    """
+    found: dict[str, list[str]] = {"less": [], "level": [], "more": []}
+    for other in among:
+        if other == name:
+            continue
+        pair = compare(points[name]["flags"][scorer], points[other]["flags"][scorer])
+        apart = "less" if pair.difference < 0 else "more"
+        found["level" if pair.low <= 0 <= pair.high else apart].append(other.replace("_", " "))
+    return found
+
+
+def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> list[dict[str, Any]]:
+    """Recommended surgery minus the paper's form at each budget, paired over test prompts."""
+    found = []
+    for budget in budgets_of(outcomes):
+        points = at_budget(outcomes, measure, budget)
+        if SURGERY in points and PAPER in points:
+            pair = compare(points[PAPER]["flags"][scorer], points[SURGERY]["flags"][scorer])
+            found.append({"budget": budget, **pair.as_dict()})
+    return found
+
+
+def against_paper_table(studies: Mapping[str, Mapping[str, Any]]) -> str:
+    """Study → result of notebook 05, as rows: both forms and their difference at every budget."""
+    lines = []
+    for study, result in studies.items():
+        for measure, pairs in result["against_paper"].items():
+            for pair in pairs:
+                difference = {**pair, "value": pair["difference"]}
+                lines.append(
+                    [
+                        study,
+                        f"{measure_name(measure)} ≤ {pair['budget']}",
+                        f"{100 * pair['edited']:.1f}",
+                        f"{100 * pair['base']:.1f}",
+                        shown(difference),
+                        str(pair["n"]),
+                    ]
+                )
+    header = ["study", "budget", "recommended, %", "the paper's, %", "difference, points", "n"]
+    return markdown_table(header, lines)
+
+
+def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
+    """Where surgery wins and where it loses, at each budget, in words made from the numbers."""
+    lines = []
+    for budget in budgets_of(outcomes):
+        points = at_budget(outcomes, measure, budget)
+        where = f"{measure_name(measure)} ≤ {budget}"
+        if SURGERY not in points:
+            lines.append(f"- At {where} surgery has no point at all.")
+            continue
+        others = placed(points, SURGERY, points, scorer)
+        lines.append(
+            f"- At {where} surgery leaves {shown(points[SURGERY]['test']['rate'][scorer])} % of "
+            f"{shown(base['test']['rate'][scorer])} %. Better, beyond the paired interval: "
+            f"{', '.join(others['less']) or 'none'}. Not told apart: "
+            f"{', '.join(others['level']) or 'none'}. Worse: {', '.join(others['more']) or 'none'}."
+        )
+    for one in against_paper(outcomes, measure, scorer):
+        lines.append(
+            f"- Recommended surgery against the paper's form at ≤ {one['budget']}: "
+            f"{shown({**one, 'value': one['difference']})} points (n = {one['n']})."
+        )
+    return "\n".join(lines) + "\n"
+
+
+def guide(outcomes: Sequence[Outcome], measure: str, budget: float, scorer: str) -> str:
+    """For each need the method that leaves least at one budget, and those not told apart from it.
+
+    The controls are left out. Methods that reach no point within the budget cannot be named.
+    """
+    points = at_budget(outcomes, measure, budget)
+    methods = {one["name"]: one for one in outcomes if one["name"] not in CONTROLS}
+    lines = []
+    for need, fits in NEEDS.items():
+        names = [name for name in points if name in methods and fits(methods[name])]
+        names.sort(key=lambda name: points[name]["test"]["rate"][scorer]["value"])
+        if not names:
+            lines.append([need, "none within the budget", "", ""])
+            continue
+        level = placed(points, names[0], names, scorer)["level"]
+        rate = shown(points[names[0]]["test"]["rate"][scorer])
+        lines.append([need, names[0].replace("_", " "), rate, ", ".join(level) or "none"])
+    header = ["what is needed", "leaves least", "behaviour left, %", "not told apart from it"]
+    return markdown_table(header, lines)
