@@ -62,9 +62,9 @@ lint: $(READY)
 check-results: $(READY)
 	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
 
-# The README's tables, from the committed results.
+# The README's tables, from the committed results; CHECK=--check only says whether they are.
 readme: $(READY)
-	@$(BIN)/python workflow/update_readme.py
+	@$(BIN)/python workflow/update_readme.py $(CHECK)
 
 # Badges, previous and next links, the setup cell, and README's list of notebooks.
 links: $(READY)

@@ -5,7 +5,7 @@
 steering-vectors and repeng need transformers < 5, so they are installed into a throw-away
 environment that borrows everything else from this one. Compared are the mean paired difference of
 steering-vectors with CAA here, and the first principal component of paired differences of repeng
-with the same made from the hidden states read here. Prints a table; fails below a cosine of 0.999.
+with the same made from the hidden states read here. Fails below a cosine of 0.999.
 """
 
 import argparse
@@ -61,6 +61,7 @@ def inside(folder: Path, result: Path) -> None:
 def outside(folder: Path, environment: Path | None) -> int:
     """Build the environment, run both sides, print the cosines; the exit status."""
     import torch
+    from machine import report
 
     from surgery_lib import activations, models
     from surgery_lib.baselines.caa import Caa
@@ -78,21 +79,36 @@ def outside(folder: Path, environment: Path | None) -> int:
     caa = Caa().fit(model, tokenizer, data, pooling="last").vectors
     states = activations.pooled_states(model, tokenizer, texts, pooling="last", progress=False)
     differences = (states[::2] - states[1::2]).double()
-    worst = 1.0
-    print(f"theirs with transformers {theirs['transformers']}")
-    print("layer  CAA cosine  CAA norm ratio  PCA cosine")
+    layers = []
     for layer in range(1, len(caa) - 1):  # their last one is before the final norm, ours after
         mean = torch.tensor(theirs["mean"][str(layer)])
-        cosine = float(torch.cosine_similarity(mean, caa[layer], dim=0))
         centred = differences[:, layer] - differences[:, layer].mean(0)
         first = torch.linalg.svd(centred, full_matrices=False).Vh[0].float()
         pca = torch.tensor(theirs["pca"][str(layer)])
-        principal = abs(float(torch.cosine_similarity(pca, first, dim=0)))
-        ratio = float(mean.norm() / caa[layer].norm())
-        print(f"{layer:5}  {cosine:10.6f}  {ratio:14.6f}  {principal:10.6f}")
-        worst = min(worst, cosine, principal, 1 - abs(1 - ratio))
-    print("agreement" if worst >= LEAST_COSINE else "DISAGREEMENT")
-    return 0 if worst >= LEAST_COSINE else 1
+        layers.append(
+            {
+                "layer": layer,
+                "caa_cosine": float(torch.cosine_similarity(mean, caa[layer], dim=0)),
+                "caa_norm_ratio": float(mean.norm() / caa[layer].norm()),
+                "pca_cosine": abs(float(torch.cosine_similarity(pca, first, dim=0))),
+            }
+        )
+    worst = {
+        "caa_cosine": min(one["caa_cosine"] for one in layers),
+        "caa_norm_ratio": max((one["caa_norm_ratio"] for one in layers), key=lambda r: abs(r - 1)),
+        "pca_cosine": min(one["pca_cosine"] for one in layers),
+    }
+    report(
+        "agreement",
+        {"subject": folder.name, "theirs": theirs["transformers"], "layers": layers, **worst},
+        {
+            "subject": f"{folder.name}, {len(layers)} layers; theirs with transformers "
+            + theirs["transformers"],
+            **{name: f"{value:.6f} at worst" for name, value in worst.items()},
+        },
+    )
+    agree = min(worst["caa_cosine"], worst["pca_cosine"], 1 - abs(1 - worst["caa_norm_ratio"]))
+    return 0 if agree >= LEAST_COSINE else 1
 
 
 def _environment(folder: Path) -> Path:

@@ -20,7 +20,7 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
     "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),
     "judge": ("surgery_lib.scorers.judge", "JudgeScorer", {"id": "id"}),
-    "texts": ("surgery_lib.scorers.texts", "TextsScorer", {"id": "path"}),
+    "texts": ("surgery_lib.scorers.words", "TextsScorer", {"id": "path"}),
     "patient": ("surgery_lib.patient.scorer", "PatientScorer", {"id": "behaviour"}),
 }
 FIELDS = {"kind", "name", "id", "label", "revision", "threshold", "invert", "options"}

@@ -1,11 +1,12 @@
-"""A scorer by words, fitted in seconds on a labelled data set: for machines without a classifier.
+"""Scorers by words, fitted in seconds on labelled texts: where no classifier of a behaviour is.
 
-Logistic regression on the frequencies of words and pairs of words. A trained classifier is better;
-this one needs no download beyond the data.
+Logistic regression on the frequencies of words and pairs of words. They know the words of these
+texts and nothing else; a classifier of the behaviour is better.
 """
 
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,34 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from surgery_lib import sources
+from surgery_lib.behaviours import read_table
 from surgery_lib.errors import UserError
+from surgery_lib.profile import home
 
 
-class WordsScorer:
-    """The probability of one label among others of a data set.
+class WordModel:
+    """The probability of label 1; `rare` is how many texts a word must stand in to count."""
+
+    def __init__(
+        self, name: str, texts: Sequence[str], labels: Sequence[int], *, rare: int, C: float
+    ):
+        self.name = name
+        self.model = make_pipeline(
+            TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True),
+            LogisticRegression(C=C, max_iter=1000, class_weight="balanced"),
+        )
+        self.model.fit(texts, labels)
+
+    def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
+        """Probabilities (n,); 0 for an empty text."""
+        if not texts:
+            return np.zeros(0)
+        scores: np.ndarray = self.model.predict_proba(list(texts))[:, 1]
+        return np.where([bool(text.strip()) for text in texts], scores, 0.0)
+
+
+class WordsScorer(WordModel):
+    """Learned from a public data set.
 
     Args:
         id: Data set (hub id).
@@ -44,23 +68,10 @@ class WordsScorer:
         revision: str | None = None,
         name: str = "words",
     ):
-        self.name = name
         self.id = id
         self.column, self.text, self.test, self.revision = column, text, test, revision
         self.positive, self.negative = tuple(positive), tuple(negative)
-        texts, labels = self._labelled(split)
-        self.model = make_pipeline(
-            TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True),
-            LogisticRegression(max_iter=1000, class_weight="balanced"),
-        )
-        self.model.fit(texts, labels)
-
-    def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
-        """Probabilities (n,); 0 for an empty text."""
-        if not texts:
-            return np.zeros(0)
-        scores: np.ndarray = self.model.predict_proba(list(texts))[:, 1]
-        return np.where([bool(text.strip()) for text in texts], scores, 0.0)
+        super().__init__(name, *self._labelled(split), rare=3, C=1.0)
 
     @cached_property
     def auc(self) -> float:
@@ -82,3 +93,33 @@ class WordsScorer:
                 f"{self.column}; correct the scorer's lists"
             )
         return [text for text, _ in pairs], [label for _, label in pairs]
+
+
+class TextsScorer(WordModel):
+    """Learned from a file of one's own, which is small: every word counts, and counts for much.
+
+    Args:
+        path: A .jsonl or .csv file, from the repository's root.
+        text, label: Its columns.
+        positive: Values of the label that show the behaviour.
+
+    Raises:
+        UserError: No such file or column, or texts of one class alone.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        text: str = "text",
+        label: str = "label",
+        positive: Sequence[str | int | float | bool] = (1,),
+    ):
+        if not (home() / path).is_file():
+            raise UserError(f"there is no file {path}; give its path from the repository's root")
+        rows = read_table(home() / path)
+        wanted = {str(value) for value in positive}
+        labels = [int(str(sources.column(row, label)) in wanted) for row in rows]
+        if len(set(labels)) < 2:
+            raise UserError(f"{Path(path).name} has texts of one class only; give texts of both")
+        texts = [str(sources.column(row, text)) for row in rows]
+        super().__init__("texts", texts, labels, rare=1, C=30.0)
