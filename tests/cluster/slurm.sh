@@ -3,14 +3,20 @@
 #
 #   sudo tests/cluster/slurm.sh [python]         writes results/cluster/slurm.log
 #
-# Eight studies: one is killed in the middle, one fails by design, the rest finish; a second call
-# runs exactly the two that are missing; a third finds nothing to do.
+# Eight studies that stand in for real ones: one is killed in the middle, one fails by design, the
+# rest finish; a second call runs exactly the two that are missing; a third finds nothing to do.
+#
+#   sudo GRID=workflow/grids/quick.yaml tests/cluster/slurm.sh [python]
+#
+# A grid of real studies, its results in build/grid and the log in results/cluster/<grid>.log: the
+# second study to start is killed half a minute later, a second call runs that one alone.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 python=$(command -v "${1:-python3}")
 host=$(hostname -s)
 work=$(mktemp -d)
 log=results/cluster/slurm.log
+[ -z "${GRID:-}" ] || log=results/cluster/$(basename "$GRID" .yaml).log
 mkdir -p "$(dirname "$log")"
 
 if ! command -v slurmctld slurmd munged >/dev/null; then
@@ -67,7 +73,7 @@ MpiDefault=none
 ReturnToService=2
 MinJobAge=3600
 KillWait=2
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=4000 State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$(awk '/^MemTotal/ {print int($2 / 1100)}' /proc/meminfo) State=UNKNOWN
 PartitionName=all Nodes=$host Default=YES MaxTime=60 State=UP
 END
 # Not through SLURM_CONF: Snakemake clears Slurm's variables before it starts a job's step.
@@ -84,14 +90,19 @@ for _ in $(seq 60); do
 done
 
 results=$work/results
+settings=(grid=tests/cluster/grid.yaml snakefile=tests/cluster/Snakefile)
+if [ -n "${GRID:-}" ]; then
+    results=$PWD/build/grid
+    settings=(grid="$GRID")
+    rm -rf "$results"
+fi
 say() { echo "== $*"; }
 grid() {
     # --retries 0: what is killed shall be missing afterwards.
     "$python" -m snakemake -s workflow/grid.smk --profile workflow/profiles/slurm --retries 0 \
         --latency-wait 5 --slurm-init-seconds-before-status-checks 2 --slurm-logdir "$work/logs" \
         --slurm-keep-successful-logs \
-        --seconds-between-status-checks 5 --config grid=tests/cluster/grid.yaml \
-        results="$results" snakefile=tests/cluster/Snakefile 2>&1
+        --seconds-between-status-checks 5 --config "${settings[@]}" results="$results" 2>&1
 }
 finished() { (cd "$results/patient" && ls -- */seed*/evaluation.json 2>/dev/null | wc -l); }
 check() {
@@ -128,7 +139,33 @@ run() {
     say "passed"
 }
 
+jobs() { squeue --states=all --noheader --sort=i --format "%i %T %M %k" | grep rule_study; }
+real() {
+    say "Slurm $(sinfo --version | cut -d' ' -f2), one node, $(nproc --all) cores: ${GRID}"
+    grid & first=$!
+    until [ "$(jobs | grep -c RUNNING)" -ge 2 ]; do
+        kill -0 "$first" || { find "$work/logs" -type f -exec tail -n 40 {} +; return 1; }
+        sleep 1
+    done
+    victim=$(jobs | grep RUNNING | sed -n 2p)
+    sleep 30
+    scancel --full --signal=KILL "${victim%% *}"
+    say "killed: $victim"
+    wait "$first" && { say "the first call should have failed"; return 1; }
+    jobs
+    before=$(jobs | wc -l)
+    say "second call"
+    grid
+    jobs
+    again=$(jobs | tail -n +$((before + 1)) | sed 's/.*wildcards_//')
+    say "the second call ran: $again"
+    [ "$again" = "${victim##*wildcards_}" ]
+    say "passed"
+}
+
+kind=run
+[ -z "${GRID:-}" ] || kind=real
 set +e
-(set -e; run) 2>&1 | sed -u -e "s#$host#node1#g" -e "s#$work#<work>#g" -e "s#$PWD#.#g" \
+(set -e; "$kind") 2>&1 | sed -u -e "s#$host#node1#g" -e "s#$work#<work>#g" -e "s#$PWD#.#g" \
     -e "s#$(dirname "$(dirname "$python")")#<python>#g" -e "s#$HOME#~#g" | tee "$log"
 tail -1 "$log" | grep -q "== passed"
