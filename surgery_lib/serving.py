@@ -54,8 +54,10 @@ class Served:
             self.generation_config = GenerationConfig.from_pretrained(folder)
         except OSError:
             self.generation_config = GenerationConfig()
-        # The model's own sampling settings are set aside, as `generate` does.
-        settings: dict[str, Any] = {"dtype": "auto", "generation_config": "vllm", **options}
+        # In the dtype of its files: left to itself, vLLM halves float32. The model's own sampling
+        # settings are set aside, as `generate` does.
+        dtype = str(getattr(self.config, "dtype", None) or "auto").removeprefix("torch.")
+        settings: dict[str, Any] = {"dtype": dtype, "generation_config": "vllm", **options}
         self.harness: Any = VLLM(pretrained=str(folder), **settings)
 
     def write(
@@ -88,7 +90,9 @@ class Served:
             for seed in seeds
         ]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
-        found = self.harness.model.generate(prompts, wanted, use_tqdm=progress)
+        found = self.harness.model.generate(
+            prompts, wanted, use_tqdm=progress, lora_request=self.harness.lora_request
+        )
         return [[list(one.token_ids) for one in answer.outputs] for answer in found]
 
     def close(self) -> None:
@@ -106,7 +110,8 @@ def served(folder: Path | str, **options: Any) -> Iterator[Served]:
     """A checkpoint under vLLM for the time of the block; `options` are vLLM's own.
 
     `gpu_memory_utilization=0.5` leaves room for a live model beside it, `tensor_parallel_size=2`
-    spreads it over two cards. UserError where vLLM is not installed or the folder is no checkpoint.
+    spreads it over two cards, `lora_local_path` is a surgery as an adapter (`adapter`), beside the
+    unedited checkpoint. UserError where vLLM is not installed or the folder is no checkpoint.
     """
     engine = Served(folder, **options)
     try:
@@ -137,6 +142,5 @@ def _copied(
     with tempfile.TemporaryDirectory(prefix="served-") as folder:
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        dtype = str(model.dtype).removeprefix("torch.")
-        with served(folder, **{"dtype": dtype, **options}) as found:
+        with served(folder, **options) as found:
             yield found

@@ -1,8 +1,10 @@
 """The comparison: one loop for all methods, resumed by file; tables say what the numbers say."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import papermill
 import pytest
 
 from surgery_lib import behaviours, compare, scorers
@@ -10,6 +12,8 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.meter import Meter
 from surgery_lib.report import advice, comparison
 from surgery_lib.study import Study
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def outcome(name: str, flags: list[int], kind: str = "weights", **cost: Any) -> dict[str, Any]:
@@ -84,6 +88,42 @@ def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     assert run.outcome("caa", learn) == found["caa"] and held.stat().st_mtime_ns == before
     table = comparison.table(list(found.values()), run.base(), "context_kl", "exact")
     assert "surgery" in table and "no method" in table
+
+
+def test_the_notebook_runs_to_its_end(tmp_path: Path) -> None:
+    parameters = {
+        "profile": "patient",
+        "results": str(tmp_path),
+        "methods": ["surgery", "surgery_paper"],
+        "overrides": {"evaluation.limit": 30, "evaluation.clean_texts": 8},
+        **dict.fromkeys(("trials", "prompts"), 2),
+        "labels": 40,
+        "test_prompts": 6,
+        "capability": 0,
+    }
+    notebook = ROOT / "notebooks" / "05_compare.ipynb"
+    papermill.execute_notebook(
+        notebook,
+        tmp_path / "executed.ipynb",
+        parameters=parameters,
+        cwd=notebook.parent,
+        progress_bar=False,
+    )
+    folder = tmp_path / "patient" / "toxicity" / "seed0"
+    result = json.loads((folder / "comparison.json").read_text())["result"]
+    assert {one["name"] for one in result["outcomes"]} == set(parameters["methods"])
+    assert set(result["against_paper"]) == {"first_token_kl", "context_kl"}
+    for name in ("tables/guide_context_kl.md", "figures/pareto_context_kl.png"):
+        assert (folder / name).is_file()
+
+
+def test_the_recommended_form_stands_beside_the_papers() -> None:
+    many, few = [1] * 50 + [0] * 50, [1] * 10 + [0] * 90
+    outcomes = [outcome("surgery", few), outcome("surgery_paper", many)]
+    found = advice.against_paper(outcomes, "context_kl", "exact")
+    table = advice.against_paper_table({"a study": {"against_paper": {"context_kl": found}}})
+    ours, theirs, difference, n = lines(table)["a study"][1:]
+    assert (ours, theirs, n) == ("10.0", "50.0", "100") and difference.startswith("-40.0 [")
 
 
 def test_unknown_methods_are_refused() -> None:

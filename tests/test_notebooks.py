@@ -90,3 +90,16 @@ def test_cells_and_functions_are_short(path: Path) -> None:
 def test_prose_stands_between_the_code(path: Path) -> None:
     kinds = [cell.cell_type for cell in read(path).cells]
     assert kinds.count("markdown") * 2 >= kinds.count("code")
+
+
+@each
+def test_no_variable_takes_the_name_of_something_imported(path: Path) -> None:
+    imported: set[str] = set()
+    assigned: set[str] = set()
+    for cell in code(path):
+        for node in ast.walk(parse(cell.source)):
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                imported |= {(one.asname or one.name).split(".")[0] for one in node.names}
+            elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+                assigned.add(node.id)
+    assert not imported & assigned

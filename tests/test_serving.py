@@ -9,6 +9,7 @@ import torch
 from test_evaluation_capability import tasks  # noqa: F401  (a fixture)
 
 from surgery_lib import serving
+from surgery_lib.adapter import export_adapter
 from surgery_lib.data import Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.capability import capability
@@ -130,5 +131,8 @@ def test_vllm_writes_and_answers_as_the_live_edited_model(
             # The same prompt twice, and three samples of each: six different texts.
             assert len({*drawn[0][0], *drawn[0][-1]}) == 6
             found = capability(other, tokenizer, ["tiny_choice", "tiny_write"], **options)
+    export_adapter(edit, model, tmp_path / "adapter")
+    with served(tmp_path / "m", lora_local_path=str(tmp_path / "adapter"), **SPACE) as other:
+        assert generate(other, tokenizer, PROMPTS, max_new_tokens=12) == live
     assert found["tiny_choice"]["items"] == answers["tiny_choice"]["items"]
     assert found["tiny_write"]["items"] == answers["tiny_write"]["items"]

@@ -15,7 +15,7 @@ import yaml
 
 from surgery_lib import files
 from surgery_lib.ablations.questions import QUESTIONS
-from surgery_lib.report import ablation_findings, tables
+from surgery_lib.report import ablation_findings, advice, tables
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study import unwrap
 
@@ -66,6 +66,18 @@ def questions() -> str:
     return ablation_findings.beside(results, asked)
 
 
+def against_paper() -> str:
+    """Recommended surgery beside the paper's form, wherever notebook 05 was run."""
+    studies = {
+        "the patient": "patient/toxicity",
+        "the patient, jailbreak": "patient/jailbreak",
+        "real text": "real-text/toxicity",
+    }
+    return advice.against_paper_table(
+        {name: result(f"{at}/seed0/comparison.json") for name, at in studies.items()}
+    )
+
+
 def kept(name: str) -> str:
     """A table as its notebook wrote it."""
     return (ROOT / "results" / name).read_text(encoding="utf-8")
@@ -83,6 +95,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
     "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
     "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
+    "against-paper": against_paper,
     "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
     "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
