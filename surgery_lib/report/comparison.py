@@ -87,7 +87,7 @@ def _cheapest(outcomes: Sequence[Outcome], base: float, measure: str) -> str:
     damage, name = min(tenth)
     return (
         f"Nine tenths of the behaviour gone: cheapest by {name}, "
-        f"at {damage:.3f} {measure_name(measure)}"
+        f"at {damage:.2g} {measure_name(measure)}"
     )
 
 
@@ -140,11 +140,15 @@ def budget_bars(
     axes.axvline(100 * reading["value"], color=INK["grey"])
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
-    place = names.index(SURGERY) + 1 if SURGERY in names else len(names) + 1
+    title = f"At {measure_name(measure)} ≤ {budget}"
+    if SURGERY in points:
+        rates = {name: points[name]["test"]["rate"][scorer]["value"] for name in names}
+        fewer = sum(rate < rates[SURGERY] for rate in rates.values())
+        title += f": {fewer} of {len(names) - 1} others leave less than surgery"
     axes.set(
         xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
         xlim=(0, None),
-        title=f"At {measure_name(measure)} ≤ {budget}: surgery is number {place} of {len(names)}",
+        title=title,
     )
     return figure
 
