@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from surgery_lib.errors import UserError
-from surgery_lib.sampling import InverseSampling, generator
+from surgery_lib.sampling import Decoding, InverseSampling, generator
 
 
 @runtime_checkable
@@ -36,19 +36,13 @@ class Engine(Protocol):
     def write(
         self,
         rows: Sequence[Sequence[int]],
-        *,
         seeds: Sequence[int],
-        max_new_tokens: int,
-        samples: int,
-        temperature: float,
-        top_p: float,
-        stop: Sequence[str],
-        ends: Sequence[int],
+        decoding: Decoding,
         progress: bool,
     ) -> list[list[list[int]]]:
-        """New tokens for each row of prompt tokens, `samples` times; one seed a row.
+        """New tokens for each row of prompt tokens, as often as wanted; one seed a row.
 
-        It may end at the tokens `ends` and after the strings `stop`, which are cut off later.
+        What follows an end token or a string that ends a text is cut off later.
         """
         ...
 
@@ -199,17 +193,9 @@ def generate(
     copies = _copies(encoded, samples)
     if isinstance(model, Engine):
         places = zip(encoded, copies, strict=True)
-        written = model.write(
-            encoded,
-            seeds=[int(generator(ids, copy, seed).integers(2**31)) for ids, copy in places],
-            max_new_tokens=max_new_tokens,
-            samples=samples,
-            temperature=temperature,
-            top_p=top_p,
-            stop=stop,
-            ends=ends,
-            progress=progress,
-        )
+        seeds = [int(generator(ids, copy, seed).integers(2**31)) for ids, copy in places]
+        decoding = Decoding(max_new_tokens, samples, temperature, top_p, stop, ends)
+        written = model.write(encoded, seeds, decoding, progress)
         return [_texts(tokenizer, rows, ends, stop) for rows in written]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     config = GenerationConfig(

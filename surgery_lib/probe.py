@@ -117,26 +117,17 @@ def fit_all(
     estimators: Sequence[str],
     *,
     direction: Direction = "difference",
-    seed: int = 0,
-    layers: Sequence[int] | None = None,
-    behaviour: str = "",
-    pooling: str = "mean",
+    **options: Any,
 ) -> list[Probe]:
-    """`fit` with each of the estimators; `direction` is for those that know it, the softmax."""
-    return [
-        one
-        for estimator in estimators
-        for one in fit(
-            states,
-            labels,
-            estimator=estimator,
-            direction=direction if estimator == "softmax" else "difference",
-            seed=seed,
-            layers=layers,
-            behaviour=behaviour,
-            pooling=pooling,
-        )
-    ]
+    """`fit`, with its further options, by each of the estimators.
+
+    `direction` is for the one that knows it, the softmax.
+    """
+    found = []
+    for estimator in estimators:
+        kind: Direction = direction if estimator == "softmax" else "difference"
+        found += fit(states, labels, estimator=estimator, direction=kind, **options)
+    return found
 
 
 def _warn_of_polarity(probes: Sequence[Probe], states: Tensor, y: Tensor) -> None:

@@ -2,10 +2,23 @@
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from transformers import LogitsProcessor, TopPLogitsWarper
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How new tokens are chosen, how often, and the tokens and strings that end a text."""
+
+    max_new_tokens: int
+    samples: int
+    temperature: float
+    top_p: float
+    stop: Sequence[str]
+    ends: Sequence[int]
 
 
 class InverseSampling(LogitsProcessor):

@@ -29,6 +29,7 @@ from transformers import (
 )
 
 from surgery_lib.errors import UserError
+from surgery_lib.sampling import Decoding
 
 Kind = Literal["transformers", "vllm"]
 
@@ -63,29 +64,23 @@ class Served:
     def write(
         self,
         rows: Sequence[Sequence[int]],
-        *,
         seeds: Sequence[int],
-        max_new_tokens: int,
-        samples: int,
-        temperature: float,
-        top_p: float,
-        stop: Sequence[str],
-        ends: Sequence[int],
+        decoding: Decoding,
         progress: bool,
     ) -> list[list[list[int]]]:
-        """New tokens for each row of prompt tokens, `samples` times (`generation.Engine`)."""
+        """New tokens for each row of prompt tokens (`generation.Engine`)."""
         from vllm import SamplingParams
 
         wanted = [
             SamplingParams(
-                n=samples,
-                temperature=temperature,
-                top_p=top_p,
+                n=decoding.samples,
+                temperature=decoding.temperature,
+                top_p=decoding.top_p,
                 seed=seed,
-                max_tokens=max_new_tokens,
-                stop=list(stop) or None,
+                max_tokens=decoding.max_new_tokens,
+                stop=list(decoding.stop) or None,
                 include_stop_str_in_output=True,
-                stop_token_ids=list(ends),
+                stop_token_ids=list(decoding.ends),
             )
             for seed in seeds
         ]

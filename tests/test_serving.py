@@ -31,7 +31,7 @@ class Typewriter:
         self.config, self.generation_config = model.config, model.generation_config
         self.seeds: list[int] = []
 
-    def write(self, rows: Any, *, seeds: Any, max_new_tokens: int, samples: int, **_: Any) -> Any:
+    def write(self, rows: Any, seeds: Any, decoding: Any, progress: bool) -> Any:
         self.seeds.extend(seeds)
         written = []
         for row in rows:
@@ -40,10 +40,10 @@ class Typewriter:
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 do_sample=False,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=decoding.max_new_tokens,
                 pad_token_id=0,
             )
-            written.append([output[0, len(row) :].tolist()] * samples)
+            written.append([output[0, len(row) :].tolist()] * decoding.samples)
         return written
 
 
