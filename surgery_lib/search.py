@@ -20,6 +20,7 @@ import dataclasses
 import logging
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
@@ -112,6 +114,7 @@ def search(
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=max(3, round(RANDOM_SHARE * trials)),
                 seed=int(files.fingerprint(seed, len(done))[:7], 16),
+                multivariate=True,  # strength and layer depend on one another
             )
             trial = study.ask(space)
             started = time.perf_counter()
@@ -281,6 +284,8 @@ def _quiet() -> Iterator[None]:
     before = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
     finally:
         optuna.logging.set_verbosity(before)
