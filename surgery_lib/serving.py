@@ -76,7 +76,7 @@ class Served:
                 n=decoding.samples,
                 temperature=decoding.temperature,
                 top_p=decoding.top_p,
-                seed=seed,
+                seed=seed if decoding.temperature > 0 else None,
                 max_tokens=decoding.max_new_tokens,
                 stop=list(decoding.stop) or None,
                 include_stop_str_in_output=True,
