@@ -1,6 +1,6 @@
 """Agreement of the steering methods with maintained packages, on the same model and texts.
 
-    python benchmarks/agreement.py MODEL_FOLDER      (saved so that transformers 4 reads its tokenizer)
+    python benchmarks/agreement.py MODEL_FOLDER      (transformers 4 has to know its tokenizer)
 
 steering-vectors and repeng need transformers < 5, so they are installed into a throw-away
 environment that borrows everything else from this one. Compared are the mean paired difference of
