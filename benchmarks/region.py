@@ -53,6 +53,15 @@ def read_once(weights: list[torch.Tensor]) -> None:
         weight.view(torch.int64).sum()
 
 
+def convert(weights: list[torch.Tensor]) -> None:
+    """All rows in float32, a part at a time and over the one before, as selection needs them."""
+    size = region.chunk_rows(WIDTH)
+    buffer = torch.empty(size, WIDTH)
+    for weight in weights:
+        for part in weight.split(size):
+            buffer[: len(part)].copy_(part)
+
+
 def authors(weights: list[torch.Tensor], direction: torch.Tensor) -> None:
     """Row after row, as in the authors' modify.py."""
     scores = []
@@ -96,6 +105,7 @@ def main() -> None:
 
     ways: dict[str, Callable[[], object]] = {
         "read": lambda: read_once(weights),
+        "convert": lambda: convert(weights),
         "select": select,
         "apply_and_undo": operate,
         "authors_part": lambda: authors(weights, direction),
@@ -110,6 +120,7 @@ def main() -> None:
         taken = [{way: both[clock] for way, both in each.items()} for each in rounds]
         seconds[name] = {way: statistics.median(each[way] for each in taken) for way in ways}
         ratios[name] = {
+            "convert / read once": statistics.median(e["convert"] / e["read"] for e in taken),
             "select / read once": statistics.median(e["select"] / e["read"] for e in taken),
             f"authors' loop (scaled from {AUTHORS_ROWS} rows) / select": statistics.median(
                 scale * e["authors_part"] / e["select"] for e in taken

@@ -9,6 +9,7 @@ reported by itself.
 
 import argparse
 import statistics
+from contextlib import ExitStack
 from typing import Any
 
 from machine import in_turn, ratio, report, timed
@@ -19,27 +20,28 @@ from surgery_lib.evaluation.statistics import compare
 from surgery_lib.evaluation.toxicity import evaluate
 from surgery_lib.generation import generate
 from surgery_lib.serving import engine
-from surgery_lib.settings import load_profile
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
 
 NEW_TOKENS = 20
-SAMPLES = 5
+SAMPLES = 25
 # Room for all prompts at once: without a card, vLLM cannot rewind the seed of a prompt cut in two.
 OPTIONS = {"enforce_eager": True, "max_num_batched_tokens": 1 << 16}
 
 
-def agreement(model: Any, tokenizer: Any, prompts: list[Any], tasks: Any, rounds: int) -> Any:
+def agreement(model: Any, tokenizer: Any, prompts: list[Any], study: Study, rounds: int) -> Any:
     """One variant of the model, live and served: what is equal, and seconds."""
     texts = [prompt.text for prompt in prompts]
-    judge = scorers.build({"kind": "patient", "id": "toxicity", "name": "exact"})
+    judge = scorers.build(study.spec.report[0])
+    evaluation = study.profile.evaluation
+    tasks = evaluation.capability
     settings: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "progress": False}
 
     def read(writer: Any) -> dict[str, Any]:
         drawn = evaluate(writer, tokenizer, prompts, [judge], samples=SAMPLES, **settings)
         return {
             "greedy": generate(writer, tokenizer, texts, **settings),
-            "sampled": drawn["summary"]["exact"]["all"]["share"],
+            "sampled": drawn["summary"][judge.name]["all"]["share"],
             "items": {
                 task: one["items"]
                 for task, one in capability(
@@ -53,10 +55,10 @@ def agreement(model: Any, tokenizer: Any, prompts: list[Any], tasks: Any, rounds
         }
 
     live = read(model)
-    opened: list[Any] = []
-    context = engine(model, tokenizer, "vllm", OPTIONS)
-    start = timed(lambda: opened.append(context.__enter__()))
-    try:
+    wanted = evaluation.model_copy(update={"engine": "vllm", "engine_options": OPTIONS})
+    with ExitStack() as stack:
+        opened: list[Any] = []
+        start = timed(lambda: opened.append(stack.enter_context(engine(model, tokenizer, wanted))))
         served = read(opened[0])
         seconds = in_turn(
             {
@@ -65,8 +67,6 @@ def agreement(model: Any, tokenizer: Any, prompts: list[Any], tasks: Any, rounds
             },
             rounds,
         )
-    finally:
-        context.__exit__(None, None, None)
     pairs = list(zip(live["greedy"], served["greedy"], strict=True))
     return {
         "prompts": len(pairs),
@@ -99,8 +99,7 @@ def main() -> None:
     data = behaviours.load("toxicity", study.spec, tokenizer=tokenizer)
     prompts = [one for one in data.prompts["test"] if one.group in study.spec.trigger_groups]
     prompts = prompts[: arguments.prompts]
-    tasks = load_profile("patient").evaluation.capability
-    common = (tokenizer, prompts, tasks, arguments.rounds)
+    common = (tokenizer, prompts, study, arguments.rounds)
     found = {"base": agreement(model, *common)}
     with Surgery.load(study.path("surgery")).applied(model):
         found["edited"] = agreement(model, *common)

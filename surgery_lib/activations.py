@@ -6,7 +6,7 @@ sorted by length and batched by a budget of tokens, which leaves next to no padd
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +116,51 @@ def cached_states(
     states = pooled_states(model, tokenizer, texts, **options)
     files.write_tensors(path, {"states": states})
     return states
+
+
+@torch.no_grad()
+def read_inputs(
+    model: nn.Module,
+    tokenizer: Any,
+    texts: Sequence[str],
+    modules: Mapping[str, nn.Module],
+    visit: Callable[[str, Tensor, Tensor, Tensor], None],
+    *,
+    max_tokens: int = MAX_TOKENS,
+    tokens_per_batch: int = 2 * TOKENS_PER_BATCH,
+    progress: bool = False,
+) -> int:
+    """Run the texts once and show every module's inputs; the number of tokens read.
+
+    `visit(name, inputs, lengths, texts)` gets a batch's inputs (batch, longest, width), padded on
+    the right, the lengths (batch,), and which texts these are (batch,).
+    """
+    token_ids = tokenize(model, tokenizer, texts, max_tokens)
+    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
+    now: dict[str, Tensor] = {}
+
+    def watch(name: str, module: nn.Module) -> Any:
+        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            visit(name, args[0], now["lengths"].to(args[0].device), now["texts"])
+
+        return module.register_forward_pre_hook(hook)
+
+    base = getattr(model, "base_model", model)
+    was_training = model.training
+    model.eval()
+    handles = [watch(name, module) for name, module in modules.items()]
+    try:
+        with tqdm(total=len(texts), desc="inputs", disable=not progress) as bar:
+            for batch in batches([len(ids) for ids in token_ids], tokens_per_batch):
+                ids, lengths = pad([token_ids[i] for i in batch])
+                now.update(lengths=lengths, texts=torch.tensor(batch))
+                base(input_ids=ids.to(device), use_cache=False)
+                bar.update(len(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+        model.train(was_training)
+    return sum(len(ids) for ids in token_ids)
 
 
 def model_hash(model: nn.Module) -> str:

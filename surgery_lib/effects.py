@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm.auto import tqdm
 
 from surgery_lib import activations, layout, region
 from surgery_lib.errors import UserError
@@ -40,25 +39,28 @@ def effect_scores(
     """
     region.check_width(directions[0], layout.hidden_width(model))
     units = directions.float() / directions.float().norm(dim=1, keepdim=True)
-    sums: dict[int, Tensor] = {}
-    token_ids = activations.tokenize(model, tokenizer, texts, max_tokens)
-    base = getattr(model, "base_model", model)
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    was_training = model.training
-    model.eval()
-    counter = _EffectCounter(model, units, sums)
-    try:
-        with torch.no_grad(), tqdm(total=len(texts), desc="effect", disable=not progress) as bar:
-            for batch in activations.batches([len(ids) for ids in token_ids], tokens_per_batch):
-                ids, lengths = activations.pad([token_ids[i] for i in batch])
-                counter.real = torch.arange(ids.shape[1]) < lengths[:, None]
-                base(input_ids=ids.to(device), use_cache=False)
-                bar.update(len(batch))
-    finally:
-        counter.remove()
-        model.train(was_training)
-    tokens = sum(len(ids) for ids in token_ids)
-    scores = torch.cat([sums[block] / tokens for block in sorted(sums)], dim=1)
+    blocks = layout.blocks(model)
+    if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)):
+        raise UserError("the effect rule knows dense MLPs only; use the cosine rule for experts")
+    modules = {str(number): layout.mlp_module(block) for number, block in enumerate(blocks)}
+    sums = {name: torch.zeros(()) for name in modules}
+
+    def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
+        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        part = _pushes(blocks[int(name)], activation_of(modules[name]), inputs[real], units)
+        sums[name] = sums[name] + part.cpu()
+
+    tokens = activations.read_inputs(
+        model,
+        tokenizer,
+        texts,
+        modules,
+        visit,
+        max_tokens=max_tokens,
+        tokens_per_batch=tokens_per_batch,
+        progress=progress,
+    )
+    scores = torch.cat([total / tokens for total in sums.values()], dim=1)
     if not torch.isfinite(scores).all():
         raise UserError(
             "the weights or the directions hold NaN or infinite values; load sound ones"
@@ -66,47 +68,35 @@ def effect_scores(
     return scores
 
 
-class _EffectCounter:
-    """Hooks on every MLP that sum silu'(g) u (x . v) over real tokens."""
+def _pushes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor, units: Tensor) -> Tensor:
+    """Sum over tokens x (tokens, width) of what each row's move does along each direction."""
+    mlp, width = layout.mlp_of(block), x.shape[1]
 
-    def __init__(self, model: nn.Module, units: Tensor, sums: dict[int, Tensor]) -> None:
-        self.units = units
-        self.sums = sums
-        self.real = torch.empty(0, dtype=torch.bool)
-        found = [(block, layout.mlp_of(block)) for block in layout.blocks(model)]
-        # Before any hook: a refusal leaves the model as it was.
-        if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for _, mlp in found):
-            raise UserError(
-                "the effect rule knows dense MLPs only; use the cosine rule for experts"
-            )
-        self.handles = []
-        for index, (block, mlp) in enumerate(found):
-            module = block.get_submodule(mlp.gate.path.split(".")[0])
-            self.handles.append(module.register_forward_pre_hook(self._hook(index, block, mlp)))
+    def linear(place: layout.Place) -> Tensor:
+        return nn.functional.linear(x, _rows(block, place, width), bias_of(block, place))
 
-    def _hook(self, index: int, block: nn.Module, mlp: layout.Mlp) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            x = args[0][self.real.to(args[0].device)]  # (tokens, width)
-            width = x.shape[1]
-            gate, down = (
-                layout.place_views(p, block.get_parameter(p.path).data, width, p.path)[0]
-                for p in (mlp.gate, mlp.down)
-            )
-            bias = _bias(block, mlp.gate)
-            slope = _slope(activation_of(module), nn.functional.linear(x, gate, bias))
-            if mlp.up is not None:
-                up = layout.place_views(mlp.up, block.get_parameter(mlp.up.path).data, width, "up")
-                slope = slope * nn.functional.linear(x, up[0], _bias(block, mlp.up))
-            units = self.units.to(x.device)
-            pushed = (x.float() @ units.t()).t() @ slope.float()  # (directions, rows)
-            part = (pushed * (units @ down.float().t())).cpu()
-            self.sums[index] = self.sums.get(index, torch.zeros_like(part)) + part
+    slope = _slope(act, linear(mlp.gate))
+    if mlp.up is not None:
+        slope = slope * linear(mlp.up)
+    units = units.to(x.device)
+    pushed = (x.float() @ units.t()).t() @ slope.float()  # (directions, rows)
+    return pushed * (units @ _rows(block, mlp.down, width).float().t())
 
-        return hook
 
-    def remove(self) -> None:
-        for handle in self.handles:
-            handle.remove()
+def _rows(block: nn.Module, place: layout.Place, width: int) -> Tensor:
+    weight = block.get_parameter(place.path).data
+    return layout.place_views(place, weight, width, place.path)[0]
+
+
+def bias_of(block: nn.Module, place: layout.Place) -> Tensor | None:
+    """The bias (rows,) of a block's rows of one kind, if they have one."""
+    path = place.path.removesuffix("weight") + "bias"
+    if not layout.has_parameter(block, path):
+        return None
+    share, shares = place.part
+    bias = block.get_parameter(path).data
+    size = len(bias) // shares
+    return bias[share * size : (share + 1) * size]
 
 
 # What the modules of the table call their activation function.
@@ -130,8 +120,3 @@ def _slope(function: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
         at = at.detach().requires_grad_()
         (slope,) = torch.autograd.grad(function(at).sum(), at)
     return slope
-
-
-def _bias(block: nn.Module, gate: layout.Place) -> Tensor | None:
-    path = gate.path.removesuffix("weight") + "bias"
-    return block.get_parameter(path).data if layout.has_parameter(block, path) else None

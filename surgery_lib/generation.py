@@ -33,14 +33,8 @@ class Engine(Protocol):
     config: Any
     generation_config: Any
 
-    def write(
-        self,
-        rows: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        decoding: Decoding,
-        progress: bool,
-    ) -> list[list[list[int]]]:
-        """New tokens for each row of prompt tokens, as often as wanted; one seed a row.
+    def write(self, rows: Sequence[Sequence[int]], decoding: Decoding) -> list[list[list[int]]]:
+        """New tokens for each row of prompt tokens, as often as wanted.
 
         What follows an end token or a string that ends a text is cut off later.
         """
@@ -194,8 +188,10 @@ def generate(
     if isinstance(model, Engine):
         places = zip(encoded, copies, strict=True)
         seeds = [int(generator(ids, copy, seed).integers(2**31)) for ids, copy in places]
-        decoding = Decoding(max_new_tokens, samples, temperature, top_p, stop, ends)
-        written = model.write(encoded, seeds, decoding, progress)
+        decoding = Decoding(
+            seeds, max_new_tokens, samples, temperature, top_p, stop, ends, progress
+        )
+        written = model.write(encoded, decoding)
         return [_texts(tokenizer, rows, ends, stop) for rows in written]
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
     config = GenerationConfig(

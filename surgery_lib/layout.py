@@ -181,6 +181,11 @@ def mlp_of(block: nn.Module) -> Mlp:
     raise UserError(f"{type(block).__name__}: no MLP found (looked for {looked_for('gate')})")
 
 
+def mlp_module(block: nn.Module) -> nn.Module:
+    """The MLP of a block, whatever its form."""
+    return block.get_submodule(mlp_of(block).gate.path.split(".")[0])
+
+
 def place_views(place: Place, tensor: Tensor, width: int, name: str) -> list[Tensor]:
     """The (rows, width) views of a stored tensor: one, or one an expert where they are stacked."""
     if tensor.dim() != (3 if place.stacked else 2):

@@ -5,7 +5,6 @@ model that it is applied to, or both at once along probes of the unedited model.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -149,15 +148,11 @@ class Theatre:
         """`protocols` by name, completions included; `capability` by task; `damage`."""
         found: dict[str, Any] = {"protocols": {}}
         with operations.applied(self.model, operation.surgeries):
-            with self._engine() as writer:
+            with serving.engine(self.model, self.tokenizer, self.profile.evaluation) as writer:
                 self._provoke(writer, operation, found["protocols"], progress)
                 found["capability"] = self.capability(writer)
             found["damage"] = reference.compare(self.model, parts=("first", "perplexity")).as_dict()
         return found
-
-    def _engine(self) -> AbstractContextManager[Any]:
-        settings = self.profile.evaluation
-        return serving.engine(self.model, self.tokenizer, settings.engine, settings.engine_options)
 
     def _provoke(
         self, writer: Any, operation: Operation, found: dict[str, Any], progress: bool

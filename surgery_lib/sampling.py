@@ -11,14 +11,19 @@ from transformers import LogitsProcessor, TopPLogitsWarper
 
 @dataclass(frozen=True)
 class Decoding:
-    """How new tokens are chosen, how often, and the tokens and strings that end a text."""
+    """How new tokens are chosen, how often, and the tokens and strings that end a text.
 
+    `seeds` has one for each prompt.
+    """
+
+    seeds: Sequence[int]
     max_new_tokens: int
     samples: int
     temperature: float
     top_p: float
     stop: Sequence[str]
     ends: Sequence[int]
+    progress: bool
 
 
 class InverseSampling(LogitsProcessor):

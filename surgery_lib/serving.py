@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -29,9 +29,8 @@ from transformers import (
 )
 
 from surgery_lib.errors import UserError
+from surgery_lib.profile import Evaluation
 from surgery_lib.sampling import Decoding
-
-Kind = Literal["transformers", "vllm"]
 
 
 class Served:
@@ -61,13 +60,7 @@ class Served:
         settings: dict[str, Any] = {"dtype": dtype, "generation_config": "vllm", **options}
         self.harness: Any = VLLM(pretrained=str(folder), **settings)
 
-    def write(
-        self,
-        rows: Sequence[Sequence[int]],
-        seeds: Sequence[int],
-        decoding: Decoding,
-        progress: bool,
-    ) -> list[list[list[int]]]:
+    def write(self, rows: Sequence[Sequence[int]], decoding: Decoding) -> list[list[list[int]]]:
         """New tokens for each row of prompt tokens (`generation.Engine`)."""
         from vllm import SamplingParams
 
@@ -82,11 +75,11 @@ class Served:
                 include_stop_str_in_output=True,
                 stop_token_ids=list(decoding.ends),
             )
-            for seed in seeds
+            for seed in decoding.seeds
         ]
         prompts = [{"prompt_token_ids": list(row)} for row in rows]
         found = self.harness.model.generate(
-            prompts, wanted, use_tqdm=progress, lora_request=self.harness.lora_request
+            prompts, wanted, use_tqdm=decoding.progress, lora_request=self.harness.lora_request
         )
         return [[list(one.token_ids) for one in answer.outputs] for answer in found]
 
@@ -116,18 +109,15 @@ def served(folder: Path | str, **options: Any) -> Iterator[Served]:
 
 
 def engine(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    kind: Kind = "transformers",
-    options: Mapping[str, Any] | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation
 ) -> AbstractContextManager[Any]:
     """The model as it now is, edits and all, behind the engine that a profile asks for.
 
     For vLLM it is written to a temporary folder and served from there in its own dtype.
     """
-    if kind == "transformers":
+    if evaluation.engine == "transformers":
         return nullcontext(model)
-    return _copied(model, tokenizer, dict(options or {}))
+    return _copied(model, tokenizer, evaluation.engine_options)
 
 
 @contextmanager

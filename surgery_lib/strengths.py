@@ -47,6 +47,6 @@ def reach(
 
     useful = count(lambda place: min(share(place)) <= 1)
     idle = count(lambda place: max(share(place)) <= IDLE)
-    low, high = max(0, idle - 1), min(useful, len(grid) - 1)
-    # Where all are idle or none is, one step of the grid is left.
-    return (grid[low], grid[high]) if low < high else (grid[max(0, high - 1)], grid[max(1, high)])
+    # One step of the grid at least, where all are idle or all too strong.
+    high = min(max(useful, 1), len(grid) - 1)
+    return grid[min(max(idle - 1, 0), high - 1)], grid[high]

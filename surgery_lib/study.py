@@ -5,7 +5,6 @@ import platform
 import random
 import subprocess
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -16,24 +15,14 @@ import torch
 import transformers
 
 import surgery_lib
-from surgery_lib import files, models, serving
+from surgery_lib import files, models
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour, Profile, home
 from surgery_lib.settings import check_behaviour, flatten, load_profile
 
 SCHEMA = 1
 # Where a study runs and how much it takes at once do not make it another study.
-FREE = frozenset(
-    {
-        "about",
-        "model.device",
-        "evaluation.tokens_per_batch",
-        "job.cores",
-        "job.gpus",
-        "job.memory_gb",
-        "job.hours",
-    }
-)
+FREE = ("about", "model.device", "evaluation.tokens_per_batch", "evaluation.engine_options", "job")
 
 
 @dataclass(frozen=True)
@@ -95,11 +84,6 @@ class Study:
             quantization=wanted.quantization,
             trust_remote_code=wanted.trust_remote_code,
         )
-
-    def engine(self, model: Any, tokenizer: Any) -> AbstractContextManager[Any]:
-        """The model as it now is, behind the engine that the profile asks for."""
-        wanted = self.profile.evaluation
-        return serving.engine(model, tokenizer, wanted.engine, wanted.engine_options)
 
     @property
     def cache(self) -> Path:
@@ -175,8 +159,9 @@ class Study:
         if path.is_file():
             held = unwrap(files.read_json(path), path)
             old, new = flatten(held), flatten(self.settings())
-            for key in sorted((old.keys() & new.keys()) - FREE):
-                if old[key] != new[key] and not key.startswith("evaluation.engine_options."):
+            for key in sorted(old.keys() & new.keys()):
+                free = any(f"{key}.".startswith(f"{name}.") for name in FREE)
+                if old[key] != new[key] and not free:
                     raise UserError(
                         f"{self.folder} holds another study ({key} is {old[key]!r} there, "
                         f"{new[key]!r} here); choose another results= or delete that folder"

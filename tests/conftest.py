@@ -1,5 +1,6 @@
 """What many tests need: a tiny random model with its tokenizer on disk, and the mirror."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,30 @@ TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
+
+
+CHOICE = """
+task: tiny_choice
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{question}}"
+doc_to_choice: [" yes", " no"]
+doc_to_target: answer
+metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
+"""
+WRITE = """
+task: tiny_write
+dataset_path: json
+dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
+test_split: test
+output_type: generate_until
+doc_to_text: "{{question}}"
+doc_to_target: "x"
+generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
+metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
+"""
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +73,13 @@ def mirror() -> Path:
     if not name:
         pytest.skip("SURGERY_MIRROR IS NOT SET: nothing was tested on real data")
     return Path(name)
+
+
+@pytest.fixture
+def tasks(tmp_path: Path) -> Path:
+    """A folder with two tasks and their data."""
+    rows = [{"question": f"question {i}", "answer": i % 2} for i in range(12)]
+    (tmp_path / "choice.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (tmp_path / "choice.yaml").write_text(CHOICE % tmp_path)
+    (tmp_path / "write.yaml").write_text(WRITE % tmp_path)
+    return tmp_path

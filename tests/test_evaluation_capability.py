@@ -16,39 +16,6 @@ from surgery_lib.evaluation.capability import capability, paper_capability
 from surgery_lib.evaluation.task_data import local_data
 from surgery_lib.models import load_model
 
-CHOICE = """
-task: tiny_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: [" yes", " no"]
-doc_to_target: answer
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-WRITE = """
-task: tiny_write
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "x"
-generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
-
-
-@pytest.fixture
-def tasks(tmp_path: Path) -> Path:
-    """A folder with two tasks and their data."""
-    rows = [{"question": f"question {i}", "answer": i % 2} for i in range(12)]
-    (tmp_path / "choice.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "choice.yaml").write_text(CHOICE % tmp_path)
-    (tmp_path / "write.yaml").write_text(WRITE % tmp_path)
-    return tmp_path
-
 
 def likelier(model: Any, tokenizer: Any, question: str) -> int:
     """0 for yes, 1 for no: the answer with the higher log-likelihood, computed plainly."""

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import scripted
 import torch
-from test_evaluation_capability import tasks  # noqa: F401  (a fixture)
 
 from surgery_lib import serving
 from surgery_lib.adapter import export_adapter
@@ -16,6 +15,7 @@ from surgery_lib.evaluation.capability import capability
 from surgery_lib.evaluation.completions import complete
 from surgery_lib.generation import generate
 from surgery_lib.models import load_model
+from surgery_lib.profile import Evaluation
 from surgery_lib.serving import engine, served
 from surgery_lib.surgery import Surgery
 
@@ -31,8 +31,8 @@ class Typewriter:
         self.config, self.generation_config = model.config, model.generation_config
         self.seeds: list[int] = []
 
-    def write(self, rows: Any, seeds: Any, decoding: Any, progress: bool) -> Any:
-        self.seeds.extend(seeds)
+    def write(self, rows: Any, decoding: Any) -> Any:
+        self.seeds.extend(decoding.seeds)
         written = []
         for row in rows:
             ids = torch.tensor([row])
@@ -85,7 +85,7 @@ def test_without_vllm_the_error_says_how_to_get_it(
 
 def test_the_live_model_is_its_own_engine(tiny: Any) -> None:
     model, tokenizer = tiny
-    with engine(model, tokenizer) as found:
+    with engine(model, tokenizer, Evaluation()) as found:
         assert found is model
 
 
@@ -104,7 +104,7 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("vllm")
 def test_vllm_writes_and_answers_as_the_live_edited_model(
     tmp_path: Path,
-    tasks: Path,  # noqa: F811
+    tasks: Path,
 ) -> None:
     # Its attention knows no heads of fewer than 32.
     sizes = {"hidden_size": 64, "intermediate_size": 48, "num_attention_heads": 2}
@@ -118,7 +118,7 @@ def test_vllm_writes_and_answers_as_the_live_edited_model(
         live = generate(model, tokenizer, PROMPTS, max_new_tokens=12)
         cut = generate(model, tokenizer, PROMPTS, max_new_tokens=12, stop=("e",))
         answers = capability(model, tokenizer, ["tiny_choice", "tiny_write"], **options)
-        with engine(model, tokenizer, "vllm", SPACE) as other:
+        with engine(model, tokenizer, Evaluation(engine="vllm", engine_options=SPACE)) as other:
             assert generate(other, tokenizer, PROMPTS, max_new_tokens=12) == live != before
             assert generate(other, tokenizer, PROMPTS, max_new_tokens=12, stop=("e",)) == cut
             drawn = [

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from surgery_lib import activations, behaviours, effects, layout, probe
 from surgery_lib.ablations.bench import Bench
 from surgery_lib.ablations.material import dense
-from surgery_lib.baselines import tools
 from surgery_lib.evaluation.statistics import mean
 from surgery_lib.study import Study
 
@@ -117,7 +116,7 @@ def activation(
 ) -> dict[str, Tensor]:
     """Mean of act(row . x) over the rows of each region and the tokens of each text: (texts,)."""
     blocks = layout.blocks(model)
-    modules = {str(n): tools.mlp_module(block) for n, block in enumerate(blocks)}
+    modules = {str(n): layout.mlp_module(block) for n, block in enumerate(blocks)}
     all_rows = layout.weight_rows(model)
     sizes = [len(entry.weight) for entry in all_rows]
     local = {
@@ -128,7 +127,7 @@ def activation(
 
     def visit(block: str, inputs: Tensor, lengths: Tensor, which: Tensor) -> None:
         entry, act = all_rows[int(block)], effects.activation_of(modules[block])
-        bias = gate_bias(blocks[int(block)])
+        bias = effects.bias_of(blocks[int(block)], layout.mlp_of(blocks[int(block)]).gate)
         opened = nn.functional.linear(inputs, entry.weight, bias)
         real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
         for name, held in local.items():
@@ -136,20 +135,8 @@ def activation(
                 values = act(opened[..., held[int(block)].to(opened.device)]).float().sum(-1)
                 sums[name][which] += ((values * real).sum(1) / lengths).cpu()
 
-    tools.read_inputs(model, tokenizer, texts, modules, visit)
+    activations.read_inputs(model, tokenizer, texts, modules, visit)
     return {name: total / len(regions[name]) for name, total in sums.items()}
-
-
-def gate_bias(block: nn.Module) -> Tensor | None:
-    """The bias of a block's gate rows, if it has one."""
-    place = layout.mlp_of(block).gate
-    path = place.path.removesuffix("weight") + "bias"
-    if not layout.has_parameter(block, path):
-        return None
-    share, shares = place.part
-    bias = block.get_parameter(path).data
-    size = len(bias) // shares
-    return bias[share * size : (share + 1) * size]
 
 
 def cosines(bench: Bench, study: Study) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import layout
+from surgery_lib import activations, layout
 from surgery_lib.ablations.bench import Bench
 from surgery_lib.ablations.material import dense
 from surgery_lib.baselines import tools
@@ -66,7 +66,7 @@ def gates_shifted(bench: Bench, rows: Tensor, direction: Tensor) -> Any:
 def mean_inputs(bench: Bench, direction: Tensor) -> list[float]:
     """Mean of v . x over tokens of texts with the behaviour, block by block; x enters the MLP."""
     blocks = layout.blocks(bench.model)
-    modules = {str(n): tools.mlp_module(block) for n, block in enumerate(blocks)}
+    modules = {str(n): layout.mlp_module(block) for n, block in enumerate(blocks)}
     sums = dict.fromkeys(modules, 0.0)
     unit = direction / direction.norm()
 
@@ -75,5 +75,5 @@ def mean_inputs(bench: Bench, direction: Tensor) -> list[float]:
         sums[name] += float((inputs.float() @ unit.to(inputs.device))[real].double().sum())
 
     texts = [example.text for example in bench.data.examples["train"] if example.label][:TEXTS]
-    tokens = tools.read_inputs(bench.model, bench.tokenizer, texts, modules, visit)
+    tokens = activations.read_inputs(bench.model, bench.tokenizer, texts, modules, visit)
     return [sums[name] / tokens for name in modules]

@@ -118,7 +118,7 @@ def _as_hooks(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
     for block in layout.blocks(model):
         handles.append(tools.on_input(block, change))
         handles.append(tools.on_output(tools.attention_output(block), change))
-        handles.append(tools.on_output(tools.mlp_module(block), change))
+        handles.append(tools.on_output(layout.mlp_module(block), change))
     with tools.hooked(handles):
         yield
 

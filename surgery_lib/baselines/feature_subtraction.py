@@ -44,7 +44,7 @@ class FittedFeature:
             with tools.biased(tools.mlp_output(block), shift):
                 yield model
         else:
-            with tools.hooked([tools.on_output(tools.mlp_module(block), _adder(shift))]):
+            with tools.hooked([tools.on_output(layout.mlp_module(block), _adder(shift))]):
                 yield model
 
     def cost(self, **_: Any) -> Cost:

@@ -17,7 +17,7 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from surgery_lib import layout
+from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
 
@@ -130,7 +130,7 @@ def _head_states(model: Any, tokenizer: Any, texts: Any) -> tuple[Tensor, int]:
             found[index] = torch.empty(len(texts), last.shape[1])
         found[index][which] = last
 
-    tokens = tools.read_inputs(model, tokenizer, texts, modules, visit)
+    tokens = activations.read_inputs(model, tokenizer, texts, modules, visit)
     heads = model.config.get_text_config().num_attention_heads
     return torch.stack(found, dim=1).unflatten(-1, (heads, -1)), tokens
 

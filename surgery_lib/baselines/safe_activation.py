@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import layout
+from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
 from surgery_lib.region import cosine_scores
@@ -84,7 +84,7 @@ class SafeActivation:
             squares[int(name)] += inputs[real].double().square().mean(1).sum().cpu()
 
         modules = {str(i): tools.mlp_output(block) for i, block in enumerate(blocks)}
-        tokens = tools.read_inputs(model, tokenizer, data.texts, modules, visit)
+        tokens = activations.read_inputs(model, tokenizer, data.texts, modules, visit)
         return FittedSafe(
             directions=tools.mean_difference(states, data.labels),
             scales=(squares / tokens).sqrt().float(),

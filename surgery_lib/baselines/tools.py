@@ -1,6 +1,6 @@
 """What several methods need: where blocks write, hooks that go away, weights that come back."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -39,11 +39,6 @@ def attention_output(block: nn.Module) -> nn.Module:
         f"{type(block).__name__}: no attention output found (looked for "
         f"{', '.join(ATTENTION_OUTPUTS)}); add it to surgery_lib/baselines/tools.py"
     )
-
-
-def mlp_module(block: nn.Module) -> nn.Module:
-    """The MLP of a block, whatever its form."""
-    return block.get_submodule(layout.mlp_of(block).gate.path.split(".")[0])
 
 
 def mlp_output(block: nn.Module) -> nn.Module:
@@ -140,38 +135,3 @@ def restored(tensors: Sequence[Tensor]) -> Iterator[None]:
     finally:
         for tensor, before in zip(tensors, kept, strict=True):
             tensor.copy_(before)
-
-
-@torch.inference_mode()
-def read_inputs(
-    model: nn.Module,
-    tokenizer: Any,
-    texts: Sequence[str],
-    modules: Mapping[str, nn.Module],
-    visit: Callable[[str, Tensor, Tensor, Tensor], None],
-    *,
-    max_tokens: int = 100,
-    tokens_per_batch: int = 4096,
-) -> int:
-    """Run the texts once and show every module's inputs; the number of tokens read.
-
-    `visit(name, inputs, lengths, texts)` gets a batch's inputs (batch, longest, width), padded on
-    the right, the lengths (batch,), and which texts these are (batch,).
-    """
-    token_ids = activations.tokenize(model, tokenizer, texts, max_tokens)
-    device = model.get_input_embeddings().weight.device  # type: ignore[operator]
-    now: dict[str, Tensor] = {}
-
-    def watch(name: str, module: nn.Module) -> Any:
-        def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
-            visit(name, args[0], now["lengths"].to(args[0].device), now["texts"])
-
-        return module.register_forward_pre_hook(hook)
-
-    base = getattr(model, "base_model", model)
-    with hooked([watch(name, module) for name, module in modules.items()]):
-        for batch in activations.batches([len(ids) for ids in token_ids], tokens_per_batch):
-            ids, lengths = activations.pad([token_ids[i] for i in batch])
-            now.update(lengths=lengths, texts=torch.tensor(batch))
-            base(input_ids=ids.to(device), use_cache=False)
-    return sum(len(ids) for ids in token_ids)

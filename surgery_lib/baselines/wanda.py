@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from surgery_lib import layout
+from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled
 
@@ -65,7 +65,7 @@ class Wanda:
             sums[name] = sums[name] + inputs[real].double().square().sum(0).cpu()
 
         texts = data.of(0)
-        tokens = tools.read_inputs(model, tokenizer, texts, modules, visit)
+        tokens = activations.read_inputs(model, tokenizer, texts, modules, visit)
         return FittedWanda(
             norms={name: total.sqrt().float() for name, total in sums.items()},
             texts=len(texts),

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from surgery_lib import search
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
 from surgery_lib.report.style import interval as shown
 
@@ -37,13 +38,12 @@ PANELS: dict[str, Callable[[Outcome], bool]] = {
 
 def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
     """Validation (damage, behaviour) of the trials that no other beats, by increasing damage."""
-    trials = [t for t in outcome["trials"] if t["behaviour"] is not None]
-    trials.sort(key=lambda t: (t["damage"][measure], t["behaviour"]))
-    found: list[tuple[float, float]] = []
-    for trial in trials:
-        if not found or trial["behaviour"] < found[-1][1]:
-            found.append((trial["damage"][measure], trial["behaviour"]))
-    return found
+    trials = [search.Trial(**trial) for trial in outcome["trials"]]
+    return [
+        (trial.damage[measure], trial.behaviour)
+        for trial in search.pareto(trials, measure)
+        if trial.behaviour is not None
+    ]
 
 
 def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
