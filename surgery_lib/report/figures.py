@@ -79,7 +79,7 @@ def direction_agreement(result: Mapping[str, Any]) -> Figure:
     apart = cosines[~np.eye(len(names), dtype=bool)]
     least = f"cosine down to {apart.min():.2f}" if len(apart) else "one estimator"
     axes.set(title=f"Directions at layer {result['layer']} differ: {least}")
-    axes.tick_params(axis="x", rotation=20)
+    axes.set_xticks(axes.get_xticks(), names, rotation=30, ha="right", rotation_mode="anchor")
     axes.tick_params(axis="y", rotation=0)
     return figure
 
