@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from surgery_lib.activations import batches
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.perplexity import (
     Perplexity,
@@ -55,17 +56,6 @@ def _kl(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
     return terms.sum(-1).clamp_min(0.0)
 
 
-def _groups(
-    model: PreTrainedModel, rows: Sequence[tuple[list[int], int]], tokens_per_batch: int
-) -> Iterator[list[int]]:
-    order = sorted(range(len(rows)), key=lambda i: (-len(rows[i][0]), i))
-    while order:
-        kept = max(count for _, count in rows) + 1
-        size = rows_per_batch(model, len(rows[order[0]][0]), kept, tokens_per_batch)
-        yield order[:size]
-        order = order[size:]
-
-
 def _tail_batches(
     model: PreTrainedModel,
     rows: Sequence[tuple[list[int], int]],
@@ -76,7 +66,10 @@ def _tail_batches(
 
     With `ahead`, of the token that comes after the row instead.
     """
-    for group in _groups(model, rows, tokens_per_batch):
+    lengths = [len(ids) for ids, _ in rows]
+    longest, kept = max(lengths), max(count for _, count in rows) + 1
+    budget = rows_per_batch(model, longest, kept, tokens_per_batch) * longest
+    for group in batches(lengths, budget):
         ids, mask = left_pad([rows[i][0] for i in group], 0)
         keep = max(rows[i][1] for i in group) + (not ahead)
         logits = forward(model, ids, mask, keep)
