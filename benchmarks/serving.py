@@ -3,8 +3,8 @@
     python benchmarks/serving.py      needs vLLM; without a card also VLLM_CPU_KVCACHE_SPACE=1
 
 The embedded model as it is and under the committed surgery: greedy text after test prompts, shares
-of toxic samples, every task's items through lm-eval, seconds to generate. Starting the engine is
-reported by itself.
+of toxic samples, first tokens drawn often against the live model's probabilities, every task's
+items through lm-eval, seconds to generate. Starting the engine is reported by itself.
 """
 
 import argparse
@@ -12,21 +12,45 @@ import statistics
 from contextlib import ExitStack
 from typing import Any
 
+import numpy as np
+import torch
 from machine import in_turn, ratio, report, timed
+from scipy import stats
 
 from surgery_lib import behaviours, scorers
 from surgery_lib.evaluation.capability import capability
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.evaluation.toxicity import evaluate
-from surgery_lib.generation import generate
-from surgery_lib.serving import engine
+from surgery_lib.generation import encode, generate
+from surgery_lib.sampling import Decoding
+from surgery_lib.serving import Served, engine
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
 
 NEW_TOKENS = 20
 SAMPLES = 25
+DRAWN_PROMPTS, DRAWS = 12, 4000
+EXPECTED = 8  # draws; tokens of which fewer are expected count as one
 # Room for all prompts at once: without a card, vLLM cannot rewind the seed of a prompt cut in two.
 OPTIONS = {"enforce_eager": True, "max_num_batched_tokens": 1 << 16}
+
+
+def draws(model: Any, served: Served, tokenizer: Any, texts: list[str]) -> dict[str, float]:
+    """Pearson's test of first tokens that vLLM draws against the live model's probabilities."""
+    rows = encode(model, tokenizer, texts, NEW_TOKENS)
+    plain = Decoding(range(0, DRAWS * len(rows), DRAWS), 1, DRAWS, 1.0, 1.0, (), (), False)
+    statistic, freedom = 0.0, 0
+    for ids, drawn in zip(rows, served.write(rows, plain), strict=True):
+        with torch.inference_mode():
+            logits = model(torch.tensor([ids], device=model.device)).logits[0, -1]
+        expected = DRAWS * logits.double().softmax(-1).cpu().numpy()
+        counts = np.bincount([first for (first,) in drawn], minlength=len(expected))
+        often = expected >= EXPECTED
+        cells = [np.append(one[often], one[~often].sum()) for one in (counts, expected)]
+        statistic += float(((cells[0] - cells[1]) ** 2 / cells[1]).sum())
+        freedom += len(cells[0]) - 1
+    p = float(stats.chi2.sf(statistic, freedom))
+    return {"prompts": len(rows), "draws": DRAWS, "chi2": statistic, "freedom": freedom, "p": p}
 
 
 def agreement(model: Any, tokenizer: Any, prompts: list[Any], study: Study, rounds: int) -> Any:
@@ -60,6 +84,7 @@ def agreement(model: Any, tokenizer: Any, prompts: list[Any], study: Study, roun
         opened: list[Any] = []
         start = timed(lambda: opened.append(stack.enter_context(engine(model, tokenizer, wanted))))
         served = read(opened[0])
+        first = draws(model, opened[0], tokenizer, texts[:DRAWN_PROMPTS])
         seconds = in_turn(
             {
                 "live": lambda: generate(model, tokenizer, texts, **settings),
@@ -72,6 +97,7 @@ def agreement(model: Any, tokenizer: Any, prompts: list[Any], study: Study, roun
         "prompts": len(pairs),
         "same_greedy_text": sum(one == other for one, other in pairs) / len(pairs),
         "sampled_share": {"live": live["sampled"], "vllm": served["sampled"]},
+        "first_tokens": first,
         "same_items": {
             task: statistics.fmean(
                 one == other for one, other in zip(items, served["items"][task], strict=True)
@@ -109,6 +135,7 @@ def main() -> None:
         items = min(one["same_items"].values())
         table[f"{variant}: same greedy text"] = f"{one['same_greedy_text']:.1%} of {one['prompts']}"
         table[f"{variant}: toxic samples, live and vLLM"] = " and ".join(shares.values()) + " %"
+        table[f"{variant}: first tokens drawn alike"] = f"p = {one['first_tokens']['p']:.2f}"
         table[f"{variant}: same answers, the worst task"] = f"{items:.1%}"
         table[f"{variant}: live over vLLM"] = f"{one['live_over_vllm']:.2f} in time"
     report("serving", {"subject": "the patient", "variants": found}, table)
