@@ -28,6 +28,7 @@ from surgery_lib.study import Study
 BUDGETS = (0.01, 0.05, 0.1)
 MEASURES = ("first_token_kl", "context_kl")
 LATENCY_PROMPTS = 32
+LATENCY_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,6 @@ class Comparison:
         self.test = test
         self.plan = plan
         self.tasks: Capability = study.profile.evaluation.capability
-        self.base_seconds = self._latency(model)
 
     def outcome(self, name: str, data: Labelled) -> dict[str, Any]:
         """Search, points at the budgets, test readings and cost of one method."""
@@ -129,7 +129,7 @@ class Comparison:
                 **asdict(fitted.cost(**rest)),
                 "fit_seconds": seconds,
                 "fit_memory": peak[0],
-                "latency": self._added_latency(fitted, knobs),
+                "latency": self._latency(fitted, knobs),
             },
         }
 
@@ -197,20 +197,20 @@ class Comparison:
         )
         return {task: float(one["value"]) for task, one in found.items()}
 
-    def _latency(self, model: Any) -> float:
-        """Seconds to answer a few prompts, the least of three: what the machine can do."""
-        prompts = [prompt.text for prompt in self.test.prompts[:LATENCY_PROMPTS]]
-        seconds = []
-        for _ in range(3):
-            started = time.perf_counter()
-            generation.generate(model, self.tokenizer, prompts, max_new_tokens=20, progress=False)
-            seconds.append(time.perf_counter() - started)
-        return min(seconds)
+    def _latency(self, fitted: Fitted, knobs: Mapping[str, Any]) -> float:
+        """Time to generate in units of the unedited model's, each the least of a few in turn."""
+        base, changed = [], []
+        for _ in range(LATENCY_ROUNDS):
+            base.append(self._seconds(self.model))
+            with fitted.applied(self.model, **knobs) as model:
+                changed.append(self._seconds(model))
+        return min(changed) / min(base)
 
-    def _added_latency(self, fitted: Fitted, knobs: Mapping[str, Any]) -> float:
-        """Time to generate in units of the unedited model's."""
-        with fitted.applied(self.model, **knobs) as changed:
-            return self._latency(changed) / self.base_seconds
+    def _seconds(self, model: Any) -> float:
+        prompts = [prompt.text for prompt in self.test.prompts[:LATENCY_PROMPTS]]
+        started = time.perf_counter()
+        generation.generate(model, self.tokenizer, prompts, max_new_tokens=20, progress=False)
+        return time.perf_counter() - started
 
 
 @contextmanager
