@@ -124,6 +124,16 @@ def test_the_base_against_itself_and_against_an_edit(tiny: Any) -> None:
     assert set(quick.as_dict()) == {"first_token_kl"}
 
 
+@pytest.mark.parametrize(
+    "given", [{"benign": ["hello"]}, {"contexts": [("a", "b")]}, {"clean": TEXTS}]
+)
+def test_any_part_alone(tiny: Any, given: dict[str, Any]) -> None:
+    model, tokenizer = tiny
+    found = Reference(model, tokenizer, window=16, **given).compare(model).as_dict()
+    names = {"benign": "first_token_kl", "contexts": "context_kl", "clean": "perplexity"}
+    assert [name for name in names.values() if name in found] == [names[one] for one in given]
+
+
 def test_bad_requests_say_what_to_do(tiny: Any) -> None:
     model, tokenizer = tiny
     with pytest.raises(UserError, match="context of 128"):

@@ -180,7 +180,7 @@ class Reference:
         self.pairs = _content(model, tokenizer, contexts) if contexts else []
         with torch.inference_mode():
             self.first = self._first(model) if self.benign else None
-            self.content = list(self._inside(model))
+            self.content = self._inside(model) if self.pairs else []
         self.perplexity = self._perplexity(model, True) if self.clean else None
 
     def _first(self, model: PreTrainedModel) -> torch.Tensor:
@@ -190,8 +190,8 @@ class Reference:
         vocabulary = model.get_output_embeddings().weight.shape[0]
         large = sum(count for _, count in self.pairs) * vocabulary > FULL_PRECISION
         kept = torch.float16 if large else torch.float32
-        batches = _tail_batches(model, self.pairs, self.tokens_per_batch, ahead=False)
-        found = {i: rows.to(kept) for i, rows in batches}
+        tails = _tail_batches(model, self.pairs, self.tokens_per_batch, ahead=False)
+        found = {i: rows.to(kept) for i, rows in tails}
         return [found[i] for i in range(len(self.pairs))]
 
     def _perplexity(self, model: PreTrainedModel, intervals: bool) -> Perplexity:
@@ -226,8 +226,8 @@ class Reference:
     ) -> tuple[Estimate, dict[str, float]]:
         total, count = np.zeros(len(self.pairs)), np.zeros(len(self.pairs))
         right = np.zeros((2, len(self.pairs)))
-        batches = _tail_batches(model, self.pairs, self.tokens_per_batch, ahead=False)
-        for i, edited in batches:
+        tails = _tail_batches(model, self.pairs, self.tokens_per_batch, ahead=False)
+        for i, edited in tails:
             base = self.content[i]
             target = torch.tensor(self.pairs[i][0][-len(edited) :])
             total[i], count[i] = float(_kl(base, edited).sum()), len(edited)
