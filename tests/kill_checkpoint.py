@@ -9,10 +9,12 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 from pathlib import Path
 
 import torch
+from tqdm.auto import tqdm
 
 from surgery_lib import checkpoint, files
 from surgery_lib.surgery import Surgery
@@ -52,6 +54,9 @@ def main() -> int:
     source, destination = Path(sys.argv[1]), Path(sys.argv[2])
     numbered, at_random = int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(1)
+    # tqdm shares its lock with forked children: one killed while it holds it never gives it back.
+    tqdm.set_lock(threading.RLock())
+    tqdm.monitor_interval = 0
     width = checkpoint.Checkpoint.open(source).width
     direction = torch.randn(width, generator=torch.Generator().manual_seed(0))
     edit = checkpoint.plan(source, direction, 0.05, 1.0, progress=False)

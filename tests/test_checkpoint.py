@@ -311,6 +311,7 @@ def test_killed_anywhere_it_leaves_no_half_made_copy(tmp_path):
         capture_output=True,
         text=True,
         check=False,
+        timeout=120,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stdout + done.stderr
