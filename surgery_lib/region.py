@@ -34,7 +34,7 @@ def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:
         check_width(direction, weight.shape[1])
     unit = direction.float() / direction.float().norm()
     parts = []
-    for rows in _chunks(matrices):
+    for rows in chunks(matrices):
         near = unit.to(rows.device)
         parts.append((rows @ near / rows.norm(dim=1).clamp_min(1e-30)).cpu())
     scores = torch.cat(parts)
@@ -53,7 +53,7 @@ def mean_row_norm(model: nn.Module, matrix: str = "gate") -> float:
 
 def norm_sums(matrices: Sequence[Tensor]) -> list[float]:
     """Sums of the Euclidean norms of the matrices' rows, chunk by chunk."""
-    return [chunk.norm(dim=1).double().sum().item() for chunk in _chunks(matrices)]
+    return [chunk.norm(dim=1).double().sum().item() for chunk in chunks(matrices)]
 
 
 def mean_norm(sums: Sequence[float], rows: int) -> float:
@@ -168,7 +168,7 @@ def overlap(rows: Tensor, others: Tensor) -> float:
     return float(torch.isin(rows, others).double().mean())
 
 
-def _chunks(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
+def chunks(matrices: Sequence[Tensor]) -> Iterator[Tensor]:
     """The rows of all in float32, a part at a time; each part may overwrite the one before."""
     buffer = torch.empty(0, 0)
     for weight in matrices:

@@ -13,29 +13,21 @@ TEMPLATE = (
     "{% if add_generation_prompt %}[assistant]{% endif %}"
 )
 
-
-CHOICE = """
-task: tiny_choice
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: [" yes", " no"]
-doc_to_target: answer
-metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]
-"""
-WRITE = """
-task: tiny_write
-dataset_path: json
-dataset_kwargs: {data_files: {test: %s/choice.jsonl}}
-test_split: test
-output_type: generate_until
-doc_to_text: "{{question}}"
-doc_to_target: "x"
-generation_kwargs: {until: ["\\n"], max_gen_toks: 4, do_sample: false}
-metric_list: [{metric: exact_match, aggregation: mean, higher_is_better: true}]
-"""
+# Two tasks for lm-eval, as it reads them from YAML: what each has beside what both have.
+TASKS: dict[str, dict[str, Any]] = {
+    "tiny_choice": {
+        "output_type": "multiple_choice",
+        "doc_to_choice": [" yes", " no"],
+        "doc_to_target": "answer",
+        "metric_list": [{"metric": "acc", "aggregation": "mean", "higher_is_better": True}],
+    },
+    "tiny_write": {
+        "output_type": "generate_until",
+        "doc_to_target": "x",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 4, "do_sample": False},
+        "metric_list": [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True}],
+    },
+}
 
 
 @pytest.fixture(scope="session")
@@ -79,7 +71,14 @@ def mirror() -> Path:
 def tasks(tmp_path: Path) -> Path:
     """A folder with two tasks and their data."""
     rows = [{"question": f"question {i}", "answer": i % 2} for i in range(12)]
-    (tmp_path / "choice.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (tmp_path / "choice.yaml").write_text(CHOICE % tmp_path)
-    (tmp_path / "write.yaml").write_text(WRITE % tmp_path)
+    data = tmp_path / "questions.jsonl"
+    data.write_text("\n".join(json.dumps(row) for row in rows))
+    both = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(data)}},
+        "test_split": "test",
+        "doc_to_text": "{{question}}",
+    }
+    for name, own in TASKS.items():  # JSON is YAML
+        (tmp_path / f"{name}.yaml").write_text(json.dumps({"task": name, **both, **own}))
     return tmp_path

@@ -47,8 +47,8 @@ def test_items_are_the_models_own_answers(tiny: Any, tasks: Path) -> None:
 
 def test_unknown_tasks_and_files_are_named(tiny: Any, tasks: Path) -> None:
     model, tokenizer = tiny
-    (tasks / "choice.jsonl").unlink()
-    with pytest.raises(UserError, match=r"choice\.jsonl, named by a task file, does not exist"):
+    (tasks / "questions.jsonl").unlink()
+    with pytest.raises(UserError, match=r"questions\.jsonl, named by a task file, does not exist"):
         capability(model, tokenizer, ["tiny_choice"], include_path=tasks)
     with pytest.raises(UserError, match="unknown benchmark 'chess'"):
         paper_capability(model, tokenizer, ["chess"])
