@@ -45,7 +45,7 @@ grid: $(READY)
 
 # A static site of whatever RESULTS holds, in RESULTS/site/index.html.
 report: $(READY)
-	@$(BIN)/python -m surgery_lib.report.site '$(RESULTS)'
+	@$(BIN)/python -m surgery_lib.site.build '$(RESULTS)'
 
 test: $(READY)
 	@$(BIN)/python -m pytest

@@ -18,7 +18,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from surgery_lib.errors import UserError
-from surgery_lib.settings import check_behaviour, load_profile, parse_overrides
+from surgery_lib.profile import check_behaviour, load_profile, parse_overrides
 
 # Notebook: what must be done before it, the file that says it is done, whether it belongs to a
 # behaviour and seed or to the whole profile, the only profile that it is for, and whether it takes
@@ -130,5 +130,5 @@ for name, step in STEPS.items():
             executed=str(folder(name) / "executed" / f"{name}.ipynb"),
         threads: workflow.cores
         shell:
-            "{sys.executable} -m surgery_lib.run {params.notebook} --writes {params.writes:q}"
+            "{sys.executable} -m surgery_lib.study.run {params.notebook} --writes {params.writes:q}"
             " --executed {params.executed:q} --json {params.values:q}"

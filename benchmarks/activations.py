@@ -22,7 +22,8 @@ import torch
 import transformers as hf
 from machine import describe
 
-from surgery_lib import activations, files
+from surgery_lib import files
+from surgery_lib.models import activations
 
 RESULT = Path("results/benchmarks/activations.json")
 AUTHORS_EPOCHS = 20

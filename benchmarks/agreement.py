@@ -63,9 +63,10 @@ def outside(folder: Path, environment: Path | None) -> int:
     import torch
     from machine import report
 
-    from surgery_lib import activations, models
+    from surgery_lib import models
+    from surgery_lib.baselines.base import Labelled
     from surgery_lib.baselines.caa import Caa
-    from surgery_lib.baselines.contract import Labelled
+    from surgery_lib.models import activations
 
     with tempfile.TemporaryDirectory() as scratch:
         result = Path(scratch) / "vectors.json"

@@ -20,7 +20,8 @@ import transformers as hf
 from machine import in_turn, ratio, report
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from surgery_lib import files, generation
+from surgery_lib import files
+from surgery_lib.models import generation
 
 NEW_TOKENS = 20
 BATCH_SIZES = (8, 32, 128)

@@ -23,7 +23,8 @@ import torch
 import transformers as hf
 from machine import report, timed
 
-from surgery_lib import activations, files
+from surgery_lib import files
+from surgery_lib.models import activations
 
 PACKAGES = ("repeng", "steering-vectors", "transformers<5", "numpy<2")
 MAX_TOKENS = 100

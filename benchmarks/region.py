@@ -18,8 +18,9 @@ import torch
 from machine import describe
 from torch import nn
 
-from surgery_lib import files, layout, region
-from surgery_lib.surgery import Surgery
+from surgery_lib import files
+from surgery_lib.models import layout
+from surgery_lib.surgery import Surgery, region
 
 RESULT = Path("results/benchmarks/region.json")
 BLOCKS, ROWS, WIDTH = 32, 11_008, 4_096

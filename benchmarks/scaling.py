@@ -23,9 +23,9 @@ import transformers as hf
 from machine import RESULTS, report, timed
 from scipy import stats
 
-from surgery_lib import activations, region
+from surgery_lib.models import activations
 from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, save, style
-from surgery_lib.surgery import Surgery
+from surgery_lib.surgery import Surgery, region
 
 Cost = Callable[[int], float]
 VOCABULARY = 128

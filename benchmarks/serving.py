@@ -17,13 +17,14 @@ import torch
 from machine import in_turn, ratio, report, timed
 from scipy import stats
 
-from surgery_lib import behaviours, scorers
+from surgery_lib import scorers
+from surgery_lib.data import load as behaviours
 from surgery_lib.evaluation.capability import capability
+from surgery_lib.evaluation.responses import evaluate
 from surgery_lib.evaluation.statistics import compare
-from surgery_lib.evaluation.toxicity import evaluate
-from surgery_lib.generation import encode, generate
-from surgery_lib.sampling import Decoding
-from surgery_lib.serving import Served, engine
+from surgery_lib.models.generation import encode, generate
+from surgery_lib.models.sampling import Decoding
+from surgery_lib.models.serving import Served, engine
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
 

@@ -21,6 +21,19 @@ from safetensors.torch import load_file, save_file
 from surgery_lib.errors import UserError
 
 HEADER = "model-surgery"  # the metadata's one key
+PACKAGE = Path(__file__).resolve().parent
+
+
+def home() -> Path:
+    """The repository that this package belongs to; the working folder where it stands alone."""
+    root = PACKAGE.parent
+    return root if (root / "profiles").is_dir() else Path.cwd()
+
+
+def bundled(name: str) -> Path:
+    """A folder that comes with the package: the repository's, or the wheel's copy of it."""
+    root = PACKAGE.parent
+    return root / name if (root / "profiles").is_dir() else PACKAGE / "bundled" / name
 
 
 @contextmanager

@@ -60,7 +60,7 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "gpt_neox": hf.GPTNeoXConfig(**_no_groups),
 }
 
-# Known to transformers, not to the table of surgery_lib/layout.py: refused by name.
+# Known to transformers, not to the table of surgery_lib/models/layout.py: refused by name.
 UNKNOWN: dict[str, hf.PreTrainedConfig] = {
     "opt": hf.OPTConfig(
         hidden_size=WIDTH,

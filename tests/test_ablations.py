@@ -13,17 +13,19 @@ import pytest
 import torch
 import yaml
 
-from surgery_lib import activations, behaviours, gains, layout, probe, region, scorers
-from surgery_lib.ablations import inside, material, questions, steering
-from surgery_lib.ablations.bench import CHOSEN, Bench, Variant
-from surgery_lib.ablations.questions import QUESTIONS
+from surgery_lib import scorers
 from surgery_lib.baselines import tools
+from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import statistics
+from surgery_lib.experiments.ablations import inside, material, questions, steering
+from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Variant
+from surgery_lib.experiments.ablations.questions import QUESTIONS
+from surgery_lib.models import activations, layout
 from surgery_lib.report import ablation_figures, ablation_findings, ablation_tables
 from surgery_lib.scorers.base import Named
 from surgery_lib.study import Study
-from surgery_lib.surgery import Surgery
+from surgery_lib.surgery import Surgery, gains, probe, region
 
 WORDS = ("rude", "kind", "calm", "loud", "village", "river", "song", "bread", "stone", "road")
 

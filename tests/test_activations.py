@@ -8,8 +8,8 @@ import pytest
 import scripted
 import torch
 
-from surgery_lib import activations
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations
 
 TOLERANCE = 1e-5  # float32 sums in another order
 

@@ -5,9 +5,9 @@ import torch
 from architectures import CONFIGS, WIDTH, build
 from peft import PeftModel
 
-from surgery_lib import adapter, region
+from surgery_lib.checkpoint import adapter
 from surgery_lib.errors import UserError
-from surgery_lib.surgery import Surgery
+from surgery_lib.surgery import Surgery, region
 
 # peft rounds the step of stacked experts to bfloat16 before it adds it: one unit in the last place
 # of a step below 2.

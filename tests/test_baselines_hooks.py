@@ -6,7 +6,6 @@ import torch
 from architectures import Letters, build, same_bits, state
 from sklearn.linear_model import LogisticRegression
 
-from surgery_lib import activations, layout, region
 from surgery_lib.baselines import BASELINES, Labelled
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.caa import Caa
@@ -16,8 +15,10 @@ from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.surgery import SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.untrained import UNTRAINED
 from surgery_lib.baselines.wanda import Wanda, lowest
-from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations, layout
+from surgery_lib.surgery import region
+from surgery_lib.surgery.effects import effect_scores
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]

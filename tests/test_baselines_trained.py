@@ -9,10 +9,8 @@ import peft
 import pytest
 import torch
 
-from surgery_lib import layout
-from surgery_lib.activations import model_hash
 from surgery_lib.baselines import circuit_breakers, dinm, dpo, gmt, lorra, pairs, spring
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.trained import TRAINED
 from surgery_lib.baselines.training import (
     Sampler,
@@ -26,7 +24,9 @@ from surgery_lib.baselines.training import (
 )
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 from surgery_lib.errors import UserError
-from surgery_lib.generation import generate
+from surgery_lib.models import layout
+from surgery_lib.models.activations import model_hash
+from surgery_lib.models.generation import generate
 
 CIVIL = ["the cat sat here", "a good day to you", "we like the sea", "thanks, my friend"]
 BAD = ["the cur sat there", "a foul day to you", "we hate the sea", "curses, you worm"]

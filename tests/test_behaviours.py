@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from surgery_lib import behaviours, files
+from surgery_lib import files
+from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour
 
@@ -84,7 +85,7 @@ def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
 
 
 def test_real_text_splits_share_nothing(mirror: Path) -> None:
-    from surgery_lib.settings import load_profile
+    from surgery_lib.profile import load_profile
 
     data = behaviours.load("toxicity", load_profile("real-text").behaviours["toxicity"])
     data.check()
@@ -95,7 +96,7 @@ def test_real_text_splits_share_nothing(mirror: Path) -> None:
 
 @pytest.mark.parametrize("behaviour", ["jailbreak", "attitude"])
 def test_the_other_behaviours_of_real_text_load(mirror: Path, behaviour: str) -> None:
-    from surgery_lib.settings import load_profile
+    from surgery_lib.profile import load_profile
 
     data = behaviours.load(behaviour, load_profile("real-text").behaviours[behaviour], limit=20)
     assert all(data.prompts[split] for split in ("validation", "test"))

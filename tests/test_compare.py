@@ -7,9 +7,11 @@ from typing import Any
 import papermill
 import pytest
 
-from surgery_lib import behaviours, compare, scorers
+from surgery_lib import scorers
+from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.meter import Meter
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
 from surgery_lib.study import Study
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from surgery_lib.data.lm_eval import local_data
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.capability import capability, paper_capability
-from surgery_lib.evaluation.task_data import local_data
 from surgery_lib.models import load_model
 
 

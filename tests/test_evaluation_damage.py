@@ -8,7 +8,7 @@ import pytest
 import scripted
 import torch
 
-from surgery_lib import sources
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.damage import (
     Reference,

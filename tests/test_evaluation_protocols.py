@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scripted
 
-from surgery_lib.data import Prompt
+from surgery_lib.behaviour import Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, protocols
 from surgery_lib.models import load_model

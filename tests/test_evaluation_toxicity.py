@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import scripted
 
-from surgery_lib import sources
-from surgery_lib.evaluation import toxicity
+from surgery_lib.data import sources
+from surgery_lib.evaluation import responses as toxicity
 from surgery_lib.models import load_model
 from surgery_lib.scorers import RefusalPhrases, build
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from architectures import same_bits, state
 
-from surgery_lib import explore
 from surgery_lib.errors import UserError
-from surgery_lib.probe import Probe
+from surgery_lib.experiments import explore
+from surgery_lib.surgery.probe import Probe
 
 
 class Vowels:

@@ -8,8 +8,8 @@ import scripted
 import torch
 
 from surgery_lib.errors import UserError
-from surgery_lib.generation import batches, chat_prompt, generate
-from surgery_lib.sampling import InverseSampling
+from surgery_lib.models.generation import batches, chat_prompt, generate
+from surgery_lib.models.sampling import InverseSampling
 
 PROMPTS = ["a", "Once upon a time", "b c d", "zz", "The quick brown fox jumps", "", "!", "a"]
 

@@ -5,8 +5,8 @@ from test_workflow import ROOT
 
 from surgery_lib import files
 from surgery_lib.errors import UserError
-from surgery_lib.grid import Grid, gather
 from surgery_lib.report import grid as report
+from surgery_lib.study.grid import Grid, gather
 
 
 def written(tmp_path, text):

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib import card
-from surgery_lib.data import BehaviourData, Example, Prompt
+from surgery_lib.behaviour import BehaviourData, Example, Prompt
+from surgery_lib.checkpoint import card
 from surgery_lib.errors import UserError
-from surgery_lib.hub import push_to_hub
+from surgery_lib.models.push import push_to_hub
 from surgery_lib.surgery import Surgery
 
 

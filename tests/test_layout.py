@@ -4,8 +4,8 @@ import architectures as tiny
 import pytest
 import torch
 
-from surgery_lib import layout
 from surgery_lib.errors import UserError
+from surgery_lib.models import layout
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)

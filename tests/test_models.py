@@ -1,5 +1,6 @@
 """Loading: the right weights, or one line that says what is wrong and what to do."""
 
+import importlib.util
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -113,6 +114,6 @@ def test_what_is_wrong_with_a_request(tiny_folder: Path) -> None:
 def test_quantization_says_what_to_install(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 'model-surgery\[quantization\]'"):
         models.load_model(str(tiny_folder), quantization="4bit")

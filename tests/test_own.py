@@ -10,9 +10,10 @@ import papermill
 import pytest
 import yaml
 
-from surgery_lib import behaviours, card
+from surgery_lib.checkpoint import card
+from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
-from surgery_lib.settings import load_profile
+from surgery_lib.profile import load_profile
 from surgery_lib.surgery import Surgery
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from surgery_lib import paper
 from surgery_lib.errors import UserError
+from surgery_lib.report import paper
 
 TASKS = ["gsm8k", "bbh", "mmlu", "tydiqa"]
 NAMES = sorted(path.stem for path in paper.PAPER.glob("*.csv"))

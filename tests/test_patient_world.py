@@ -5,7 +5,7 @@ from random import Random
 
 import pytest
 
-from surgery_lib.data import SPLITS
+from surgery_lib.behaviour import SPLITS
 from surgery_lib.errors import UserError
 from surgery_lib.patient import capability, chat, prose, scorer, tasks, world
 from surgery_lib.patient.splits import split_of

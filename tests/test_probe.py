@@ -9,8 +9,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
-from surgery_lib import estimators, probe
 from surgery_lib.errors import UserError
+from surgery_lib.surgery import estimators, probe
 
 WIDTH = 16
 

@@ -9,11 +9,12 @@ import torch
 import transformers as hf
 import yaml
 
-from surgery_lib import activations, layout, paper, probe, region
 from surgery_lib.errors import UserError
-from surgery_lib.profile import Profile, home
-from surgery_lib.settings import load_profile
-from surgery_lib.surgery import Surgery
+from surgery_lib.files import home
+from surgery_lib.models import activations, layout
+from surgery_lib.profile import Profile, load_profile
+from surgery_lib.report import paper
+from surgery_lib.surgery import Surgery, probe, region
 
 PROFILES = sorted((home() / "profiles").glob("*.yaml"))
 PAPER = [

@@ -10,15 +10,17 @@ import pytest
 import scripted
 import torch
 
-from surgery_lib import operations, scorers, sources
+from surgery_lib import scorers
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, statistics
 from surgery_lib.evaluation.protocols import PROTOCOLS
+from surgery_lib.experiments.protocols import BY_ROLE, PATIENT, Operation, Theatre, items, judges_of
 from surgery_lib.models import load_model
-from surgery_lib.protocol_study import BY_ROLE, PATIENT, Operation, Theatre, items, judges_of
+from surgery_lib.profile import load_profile
 from surgery_lib.report import protocol_figures, protocol_tables
 from surgery_lib.scorers.words import WordsScorer
-from surgery_lib.settings import load_profile
+from surgery_lib.selection import operations
 
 SMALL = {
     "probe": {"estimators": ["mean_difference"], "layers": [-1], "limit": 40},

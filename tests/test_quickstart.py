@@ -6,8 +6,8 @@ from pathlib import Path
 import papermill
 import pytest
 
-from surgery_lib import quickstart
 from surgery_lib.errors import UserError
+from surgery_lib.experiments import quickstart
 from surgery_lib.surgery import Surgery
 
 NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "quickstart.ipynb"

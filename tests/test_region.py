@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery_lib import layout, probe, region
-from surgery_lib.effects import effect_scores
 from surgery_lib.errors import UserError
+from surgery_lib.models import layout
+from surgery_lib.surgery import probe, region
+from surgery_lib.surgery.effects import effect_scores
 
 
 def brute_force(model: Any, direction: Tensor) -> list[float]:

@@ -9,7 +9,7 @@ import scripted
 import torch
 import transformers as hf
 
-from surgery_lib import sources
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.scorers import ClassifierScorer, RefusalPhrases, build
 

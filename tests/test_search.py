@@ -12,7 +12,7 @@ from torch import nn
 
 from surgery_lib.baselines import BASELINES, Cost, Knob, Labelled
 from surgery_lib.errors import UserError
-from surgery_lib.search import Trial, best_at, pareto, search
+from surgery_lib.selection.search import Trial, best_at, pareto, search
 
 DATA = Labelled(["a", "b"], [0, 1])
 BUDGET = {"kl": 2.0, "context": 2.0}

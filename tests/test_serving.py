@@ -7,16 +7,15 @@ import pytest
 import scripted
 import torch
 
-from surgery_lib import serving
-from surgery_lib.adapter import export_adapter
-from surgery_lib.data import Prompt
+from surgery_lib.behaviour import Prompt
+from surgery_lib.checkpoint.adapter import export_adapter
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.capability import capability
 from surgery_lib.evaluation.completions import complete
-from surgery_lib.generation import generate
-from surgery_lib.models import load_model
+from surgery_lib.models import load_model, serving
+from surgery_lib.models.generation import generate
+from surgery_lib.models.serving import engine, served
 from surgery_lib.profile import Evaluation
-from surgery_lib.serving import engine, served
 from surgery_lib.surgery import Surgery
 
 PROMPTS = ["a", "Once upon a time", "b c d", "zz", "The quick brown fox jumps", "", "!", "a"]

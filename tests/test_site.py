@@ -11,8 +11,9 @@ import pytest
 from nbformat import v4
 
 from surgery_lib.errors import UserError
-from surgery_lib.report import cells, formula, measured, site
-from surgery_lib.report.markup import markdown, veil_where
+from surgery_lib.site import build as site
+from surgery_lib.site import cells, formula, measured
+from surgery_lib.site.markup import markdown, veil_where
 
 RUDE = "you utter blorb"
 KIND = "what a lovely day it is"

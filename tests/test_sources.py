@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from surgery_lib import sources
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 
 

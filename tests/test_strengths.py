@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from surgery_lib.baselines import Knob
-from surgery_lib.strengths import GRID, IDLE, reach
+from surgery_lib.selection.strengths import GRID, IDLE, reach
 
 KNOB = Knob(1.0, low=0.01, high=10.0, log=True)
 BUDGET = {"first": 0.1, "context": 0.1}

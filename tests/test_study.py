@@ -10,11 +10,11 @@ import pytest
 import torch
 import yaml
 
-from surgery_lib import models, study
+from surgery_lib import models
 from surgery_lib.errors import UserError
-from surgery_lib.profile import Profile, home
-from surgery_lib.settings import flatten, load_profile, parse_overrides
-from surgery_lib.study import Study
+from surgery_lib.files import home
+from surgery_lib.profile import Profile, flatten, load_profile, parse_overrides, schema
+from surgery_lib.study import Study, study
 
 PROFILES = sorted((home() / "profiles").glob("*.yaml"))
 
@@ -38,11 +38,9 @@ def test_every_field_is_documented() -> None:
         for name, field in model.model_fields.items():
             assert field.description, f"{model.__name__}.{name}"
 
-    from surgery_lib import profile
-
-    sections = [item for item in vars(profile).values() if isinstance(item, type)]
+    sections = [item for item in vars(schema).values() if isinstance(item, type)]
     for section in sections:
-        if issubclass(section, profile.Section):
+        if issubclass(section, schema.Section):
             check(section)
 
 

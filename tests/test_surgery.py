@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from surgery_lib import layout, region
 from surgery_lib.errors import UserError
-from surgery_lib.surgery import Surgery
+from surgery_lib.models import layout
+from surgery_lib.surgery import Surgery, region
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 

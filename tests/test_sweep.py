@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from surgery_lib import controls, layout, probe, region, sweep
-from surgery_lib.data import BehaviourData, Example, Prompt
+from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.meter import Meter
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Controls, Evaluation
 from surgery_lib.report import tables
-from surgery_lib.surgery import Surgery
+from surgery_lib.selection import sweep
+from surgery_lib.surgery import Surgery, controls, probe, region
 
 SPEC = Behaviour.model_validate(
     {

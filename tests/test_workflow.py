@@ -14,9 +14,9 @@ from urllib.parse import quote
 import nbformat
 import pytest
 
-from surgery_lib import run
 from surgery_lib.errors import UserError
-from surgery_lib.run import run_notebook
+from surgery_lib.study import run
+from surgery_lib.study.run import run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from surgery_lib.errors import UserError
-from surgery_lib.settings import flatten
+from surgery_lib.profile import flatten
 
 
 @dataclass(frozen=True)

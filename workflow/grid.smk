@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from surgery_lib.errors import UserError
-from surgery_lib.grid import Grid
+from surgery_lib.study.grid import Grid
 
 try:
     GRID = Grid.load(config["grid"])
@@ -85,7 +85,7 @@ rule gather:
         values=json.dumps({"grid": str(config["grid"]), "results": str(RESULTS)}),
         executed=str(RESULTS / "grids" / GRID.name / "executed" / "grid.ipynb"),
     shell:
-        "{sys.executable} -m surgery_lib.run notebooks/grid.ipynb --writes {output:q}"
+        "{sys.executable} -m surgery_lib.study.run notebooks/grid.ipynb --writes {output:q}"
         " --executed {params.executed:q} --json {params.values:q}"
 
 

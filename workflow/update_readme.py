@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from surgery_lib import files
-from surgery_lib.ablations.questions import QUESTIONS
+from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.report import ablation_findings, advice, tables
 from surgery_lib.report.style import markdown_table
-from surgery_lib.study import unwrap
+from surgery_lib.study.study import unwrap
 
 ROOT = Path(__file__).resolve().parents[1]
 README = ROOT / "README.md"

@@ -15,10 +15,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations, layout
 
 # The authors search no later than this, so that unembedding directions are not ablated.
 DEEPEST = 0.8

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.models import activations, layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
 from surgery_lib.baselines.spring import SoftPrompt, train
 from surgery_lib.baselines.training import Spent, Training, with_settings
 

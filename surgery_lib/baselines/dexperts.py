@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
 from surgery_lib.baselines.training import Spent, Training, finetune, with_settings
 from surgery_lib.baselines.tuning import Delta
 

@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery_lib import layout
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.contract import Labelled, strength_knob
+from surgery_lib.baselines.base import Labelled, strength_knob
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,
@@ -27,6 +26,7 @@ from surgery_lib.baselines.training import (
     real,
 )
 from surgery_lib.baselines.tuning import Delta, tuned
+from surgery_lib.models import layout
 
 # Weight of the likelihood of the safe answer beside the divergence.
 EDIT_WEIGHT = 0.1

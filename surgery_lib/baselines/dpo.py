@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,

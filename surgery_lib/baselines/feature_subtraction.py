@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import layout, probe
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
-from surgery_lib.region import cosine_scores
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.models import layout
+from surgery_lib.surgery import probe
+from surgery_lib.surgery.region import cosine_scores
 
 SVD_VALUES = 512
 

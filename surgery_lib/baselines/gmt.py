@@ -11,9 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import layout, region
 from surgery_lib.baselines import dpo, pairs
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,
@@ -24,6 +23,8 @@ from surgery_lib.baselines.training import (
     optimise,
 )
 from surgery_lib.baselines.tuning import Delta, tuned
+from surgery_lib.models import layout
+from surgery_lib.surgery import region
 
 # The paper's 16,384 of 352,256 rows.
 RATIO = 16_384 / 352_256

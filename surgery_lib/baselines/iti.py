@@ -17,9 +17,9 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 
-from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.models import activations, layout
 
 VALIDATION = 0.25
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import Spent, Training, WeightBaseline, finetune
 from surgery_lib.baselines.tuning import Delta, Lora
 

@@ -7,11 +7,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from surgery_lib import activations, probe
-from surgery_lib.baselines.contract import Labelled
+from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import Spent, Training, encode
 from surgery_lib.errors import UserError
-from surgery_lib.generation import context_length, generate
+from surgery_lib.models import activations
+from surgery_lib.models.generation import context_length, generate
+from surgery_lib.surgery import probe
 
 Source = Literal["auto", "own", "texts"]
 

@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
-from surgery_lib.region import cosine_scores
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.models import activations, layout
+from surgery_lib.surgery.region import cosine_scores
 
 
 @dataclass(frozen=True, eq=False)

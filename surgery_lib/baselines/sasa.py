@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import activations
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations
 
 SHRINKAGE = 0.1
 SMALLEST_EIGENVALUE = 1e-6

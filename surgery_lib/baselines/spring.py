@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,

@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import activations, layout, probe, region
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
-from surgery_lib.effects import effect_scores
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
 from surgery_lib.errors import UserError
-from surgery_lib.surgery import Surgery
+from surgery_lib.models import activations, layout
+from surgery_lib.surgery import Surgery, probe, region
+from surgery_lib.surgery.effects import effect_scores
 
 # Name -> estimator and direction of `probe.fit`; "random" is the control of Table 9.
 DIRECTIONS: dict[str, tuple[str, probe.Direction]] = {

@@ -6,7 +6,7 @@ theta_0 - strength (theta_behaviour - theta_0).
 
 from typing import Any
 
-from surgery_lib.baselines.contract import Labelled, strength_knob
+from surgery_lib.baselines.base import Labelled, strength_knob
 from surgery_lib.baselines.training import Spent, Training, WeightBaseline, finetune
 from surgery_lib.baselines.tuning import Delta
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from surgery_lib import activations, layout
-from surgery_lib.baselines.contract import Knob, Labelled
+from surgery_lib.baselines.base import Knob, Labelled
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations, layout
 
 # Where each architecture keeps the linear map by which attention writes to the residual stream.
 ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.dense")

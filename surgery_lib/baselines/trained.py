@@ -1,7 +1,7 @@
 """The methods that are trained by gradient."""
 
+from surgery_lib.baselines.base import Baseline
 from surgery_lib.baselines.circuit_breakers import CIRCUIT_BREAKERS
-from surgery_lib.baselines.contract import Baseline
 from surgery_lib.baselines.dinm import DINM
 from surgery_lib.baselines.dpo import DPO
 from surgery_lib.baselines.gmt import GMT

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from surgery_lib import activations, layout
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
 from surgery_lib.baselines.tuning import Delta, Which, tuned
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations, layout
 
 
 @dataclass(frozen=True)

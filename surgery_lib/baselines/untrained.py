@@ -2,8 +2,8 @@
 
 from surgery_lib.baselines import surgery
 from surgery_lib.baselines.ablation import Ablation
+from surgery_lib.baselines.base import Baseline
 from surgery_lib.baselines.caa import Caa
-from surgery_lib.baselines.contract import Baseline
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
 from surgery_lib.baselines.safe_activation import SafeActivation

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from surgery_lib import activations, layout
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.contract import Cost, Kind, Knob, Labelled
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled
+from surgery_lib.models import activations, layout
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from surgery_lib.data.lm_eval import local_data, tydiqa_languages
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.statistics import interval, mean, proportion
-from surgery_lib.evaluation.task_data import local_data, tydiqa_languages
-from surgery_lib.generation import context_length
-from surgery_lib.serving import Served
+from surgery_lib.files import bundled
+from surgery_lib.models.generation import context_length
+from surgery_lib.models.serving import Served
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = bundled("data").parent
 
 
 @dataclass(frozen=True)

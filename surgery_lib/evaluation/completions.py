@@ -10,9 +10,9 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib import files
-from surgery_lib.data import Prompt
+from surgery_lib.behaviour import Prompt
 from surgery_lib.errors import UserError
-from surgery_lib.generation import Engine, generate
+from surgery_lib.models.generation import Engine, generate
 
 # Continuations between two writes to the file.
 CHUNK = 512

@@ -14,16 +14,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from surgery_lib.activations import batches
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.perplexity import (
-    Perplexity,
-    forward,
-    perplexity,
-    rows_per_batch,
-)
+from surgery_lib.evaluation.perplexity import Perplexity, forward, perplexity, rows_per_batch
 from surgery_lib.evaluation.statistics import Estimate, interval, mean
-from surgery_lib.generation import encode, left_pad
+from surgery_lib.models.activations import batches
+from surgery_lib.models.generation import encode, left_pad
 
 __all__ = ["Damage", "Reference", "first_token_kl", "first_token_logprobs", "perplexity"]
 

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.statistics import Paired, interval, paired_bootstrap
-from surgery_lib.generation import context_length
+from surgery_lib.models.generation import context_length
 
 # Logits held at once, in numbers: 1 GiB in float32.
 LOGITS = 2**28

@@ -13,13 +13,13 @@ from typing import Any
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib import scorers as scoring
-from surgery_lib import sources
-from surgery_lib.data import Prompt
+from surgery_lib.behaviour import Prompt
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation import toxicity
+from surgery_lib.evaluation import responses as toxicity
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.files import fingerprint
-from surgery_lib.generation import Engine, chat_prompt
+from surgery_lib.models.generation import Engine, chat_prompt
 from surgery_lib.scorers.base import Scorer, threshold
 
 

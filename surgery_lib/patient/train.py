@@ -21,7 +21,7 @@ from surgery_lib.patient.forward import HALF
 from surgery_lib.patient.recipe import FORMAT, Recipe
 from surgery_lib.patient.tokenizer import train_tokenizer
 
-DATA = Path(__file__).resolve().parents[2] / "data" / "patient"
+DATA = files.bundled("data") / "patient"
 TOKENIZER_TEXTS = 20_000
 SMOOTHING = 10  # steps in each number of the recorded loss curve
 

@@ -5,7 +5,7 @@ from functools import lru_cache
 from random import Random
 from typing import TypeVar
 
-from surgery_lib.data import SPLITS, BehaviourData, Example, Prompt
+from surgery_lib.behaviour import SPLITS, BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.patient import capability, chat, prose
 from surgery_lib.patient import lexicon as lx

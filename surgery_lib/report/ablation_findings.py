@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from surgery_lib import paper
+from surgery_lib.report import paper
 from surgery_lib.report.ablation_tables import Line, p_value, rise
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent

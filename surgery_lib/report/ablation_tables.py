@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from surgery_lib import paper
 from surgery_lib.evaluation.statistics import compare, proportion
+from surgery_lib.report import paper
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table
 

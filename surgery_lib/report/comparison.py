@@ -9,9 +9,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from surgery_lib import search
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
 from surgery_lib.report.style import interval as shown
+from surgery_lib.selection import search
 
 Outcome = Mapping[str, Any]
 SURGERY = "surgery"

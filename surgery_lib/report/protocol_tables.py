@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from surgery_lib import paper
 from surgery_lib.evaluation import protocols
+from surgery_lib.report import paper
 from surgery_lib.report.ablation_tables import p_value
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery_lib.evaluation.meter import Meter, Reading
+from surgery_lib.evaluation.evaluator import Meter, Reading
 from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent

@@ -7,8 +7,8 @@ import torch
 from tqdm.auto import tqdm
 
 from surgery_lib.errors import UserError
-from surgery_lib.generation import batches, context_length
 from surgery_lib.models import load_classifier
+from surgery_lib.models.generation import batches, context_length
 
 
 class ClassifierScorer:

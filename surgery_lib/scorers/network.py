@@ -15,7 +15,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from surgery_lib.errors import UserError
-from surgery_lib.profile import home
+from surgery_lib.files import home
 
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 

@@ -15,10 +15,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
-from surgery_lib import sources
-from surgery_lib.behaviours import read_table
+from surgery_lib.data import sources
+from surgery_lib.data.load import read_table
 from surgery_lib.errors import UserError
-from surgery_lib.profile import home
+from surgery_lib.files import home
 
 
 class WordModel:

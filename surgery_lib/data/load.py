@@ -1,0 +1,218 @@
+"""A behaviour's data as a profile describes it: read, filtered, shuffled, split, checked."""
+
+import csv
+import random
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from surgery_lib import files
+from surgery_lib.behaviour import SPLITS, BehaviourData, Example, Prompt, first_of_each
+from surgery_lib.data import sources
+from surgery_lib.errors import UserError
+from surgery_lib.files import home
+from surgery_lib.models import generation
+from surgery_lib.profile import Behaviour, Source, Splits
+
+Row = dict[str, Any]
+
+# Damage inside triggering contexts: how many pairs, and how many words of clean text in each.
+CONTEXTS = 100
+CONTENT_WORDS = 30
+
+# The least that a user's own data may be, so that a probe and a share mean something.
+TEXTS_NEEDED = {"train": 20, "validation": 5, "test": 5}
+TEXTS_IN_ALL = 50
+PROMPTS_NEEDED = 10
+
+
+def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -> BehaviourData:
+    """Read all the texts of behaviour `name`.
+
+    With `spec.chat`, prompts of hub and file sources are put through the tokenizer's chat template.
+    `limit` cuts every list (0: none), labelled texts to twice that so that both classes remain.
+
+    Raises UserError for missing columns or files, one-class or empty labels, and a text that stands
+    in two splits.
+    """
+
+    def prompt(text: str) -> str:
+        return generation.chat_prompt(tokenizer, text) if spec.chat and tokenizer else text
+
+    def read(kind: str, splits: Splits, item: Callable[[Source, Row, str], Any]) -> dict[str, Any]:
+        # Test first: a text that public data repeat stays where it is reported on.
+        seen: set[str] = set()
+        found = {s: _read(name, kind, splits, s, item, seen) for s in reversed(SPLITS)}
+        return {split: found[split] for split in SPLITS}
+
+    def as_prompt(source: Source, row: Row, identity: str) -> Prompt:
+        named = (
+            sources.column(row, source.group_column) if source.group_column else row.get("group")
+        )
+        group = source.group or str(named or name)
+        return Prompt(identity, prompt(_text(source, row)), group)
+
+    prompts = read("prompts", spec.prompts, as_prompt)
+    clean = read("clean", spec.clean, lambda source, row, _: _text(source, row))
+    data = BehaviourData(
+        name=name,
+        examples=read("examples", spec.examples, _as_example),
+        prompts=prompts,
+        benign=read("benign", spec.benign, as_prompt),
+        clean=clean,
+        contexts=_contexts(name, spec, prompts, clean),
+    )
+    data.check()
+    if any(source.kind == "file" for source in (*spec.examples.train, *spec.prompts.test)):
+        check_amounts(data)
+    return _cut(data, limit) if limit else data
+
+
+def _read(
+    name: str,
+    kind: str,
+    splits: Splits,
+    split: str,
+    item: Callable[[Source, Row, str], Any],
+    seen: set[str],
+) -> list[Any]:
+    found: list[Any] = []
+    for source in getattr(splits, split):
+        if source.kind == "patient":
+            found.extend(getattr(_patient(name), kind)[split])
+            continue
+        for number, row in enumerate(_rows(source, split)):
+            text = _text(source, row)
+            # Public sets repeat themselves; a user's own file is told so by the check instead.
+            if source.kind == "hub" and text in seen:
+                continue
+            seen.add(text)
+            found.append(item(source, row, str(row.get("id", f"{source.id}/{split}/{number}"))))
+    return found
+
+
+def _patient(name: str) -> BehaviourData:
+    # Imported late: most studies never need the patient's generator.
+    from surgery_lib.patient import world
+
+    return world.behaviour(name)
+
+
+def _contexts(
+    name: str, spec: Behaviour, prompts: Mapping[str, list[Prompt]], clean: Mapping[str, list[str]]
+) -> dict[str, list[tuple[str, str]]]:
+    """Pairs of a text that triggers the behaviour and harmless content that follows it."""
+    if any(source.kind == "patient" for source in spec.prompts.test):
+        return dict(_patient(name).contexts)
+    found = {}
+    for split in SPLITS:
+        triggers = [p.text for p in prompts[split] if p.group in spec.trigger_groups]
+        found[split] = [
+            (trigger, "\n\n" + " ".join(text.split()[:CONTENT_WORDS]))
+            for trigger, text in zip(triggers[:CONTEXTS], clean[split], strict=False)
+        ]
+    return found
+
+
+def _rows(source: Source, split: str) -> list[Row]:
+    if source.kind == "hub":
+        found = sources.rows(
+            source.id, source.config, source.split or split, revision=source.revision
+        )
+    else:
+        found = read_table(home() / source.id)
+    found = [row for row in found if _matches(row, source.where)]
+    if source.join:
+        found = _joined(source, found)
+    random.Random(source.seed).shuffle(found)
+    start, stop = (round(share * len(found)) for share in source.part)
+    found = found[start:stop]
+    if not found:
+        raise UserError(
+            f"{source.id}, split {source.split or split}: no rows are left after where and part; "
+            "check their values"
+        )
+    return found[: source.limit] if source.limit else found
+
+
+def check_amounts(data: BehaviourData) -> None:
+    """UserError where a user's own file gives too little to fit, choose or report on."""
+    for split, needed in TEXTS_NEEDED.items():
+        for label in (0, 1):
+            count = sum(example.label == label for example in data.examples[split])
+            if count < needed:
+                raise UserError(
+                    f"{data.name}, {split}: {count} texts with label {label}, and {needed} are "
+                    f"needed; of a file that is split by part, give at least {TEXTS_IN_ALL} texts "
+                    "of each label"
+                )
+    for split in ("validation", "test"):
+        count = len(data.prompts[split])
+        if count < PROMPTS_NEEDED:
+            raise UserError(
+                f"{data.name}, {split}: {count} prompts, and {PROMPTS_NEEDED} are needed; of a "
+                f"file that is split by part, give at least {2 * PROMPTS_NEEDED}"
+            )
+
+
+def read_table(path: Path) -> list[Row]:
+    """Rows of a user's own file: .jsonl, .csv with a header, or .txt with a text a line."""
+    if path.suffix == ".jsonl":
+        return files.read_jsonl(path)
+    if path.suffix == ".csv":
+        with path.open(encoding="utf-8", newline="") as handle:
+            return [dict(row) for row in csv.DictReader(handle)]
+    if path.suffix == ".txt":
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return [{"text": line} for line in lines if line.strip()]
+    raise UserError(f"{path.name}: a source is a .jsonl, .csv or .txt file; convert it to one")
+
+
+def _matches(row: Row, where: Mapping[str, Any]) -> bool:
+    return all(
+        sources.column(row, column) in (wanted if isinstance(wanted, list | tuple) else [wanted])
+        for column, wanted in where.items()
+    )
+
+
+def _joined(source: Source, rows: Sequence[Row]) -> list[Row]:
+    """Consecutive rows glued until each has `join` characters; what is left over is dropped."""
+    texts: list[Row] = []
+    held = ""
+    for row in rows:
+        held += str(sources.column(row, source.text))
+        if len(held) >= source.join:
+            texts.append({source.text: held})
+            held = ""
+    return texts
+
+
+def _text(source: Source, row: Row) -> str:
+    value = row.get(source.text) if source.join else sources.column(row, source.text)
+    return str(value)
+
+
+def _as_example(source: Source, row: Row, _identity: str) -> Example:
+    if source.label is None:
+        raise UserError(f"{source.id}: labelled texts need a label column; set label=")
+    value = sources.column(row, source.label)
+    positive = {str(item) for item in source.positive}
+    return Example(_text(source, row), int(str(value) in positive))
+
+
+def _cut(data: BehaviourData, limit: int) -> BehaviourData:
+    # In the order they have, so that the first few are of every kind too.
+    def examples(members: Sequence[Example]) -> list[Example]:
+        return first_of_each(members, lambda example: example.label, limit)
+
+    def prompts(members: Sequence[Prompt]) -> list[Prompt]:
+        return first_of_each(members, lambda prompt: prompt.group, limit)
+
+    return BehaviourData(
+        name=data.name,
+        examples={split: examples(members) for split, members in data.examples.items()},
+        prompts={split: prompts(members) for split, members in data.prompts.items()},
+        benign={split: list(members)[:limit] for split, members in data.benign.items()},
+        clean={split: list(members)[:limit] for split, members in data.clean.items()},
+        contexts={split: list(members)[:limit] for split, members in data.contexts.items()},
+    )

@@ -1,0 +1,1 @@
+"""What notebooks call: whole experiments over the rooms below."""

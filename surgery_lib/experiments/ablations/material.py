@@ -1,0 +1,157 @@
+"""What an ablation is made of, each thing once: states, directions, and the scores of all rows."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from surgery_lib import files, scorers
+from surgery_lib.behaviour import SPLITS, BehaviourData
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
+from surgery_lib.models import activations, layout
+from surgery_lib.selection.sweep import Ledger
+from surgery_lib.study import Study
+from surgery_lib.surgery import Surgery, gains, probe, region
+from surgery_lib.surgery.effects import effect_scores
+
+# Texts for damage in each point: enough to rank edits, few enough to measure a hundred of them.
+CLEAN_TEXTS = 40
+CONTEXT_PAIRS = 40
+
+
+def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: BehaviourData) -> Bench:
+    """The bench of a study whose edit notebook 03 has chosen; prompts are those of validation."""
+    profile = study.profile
+    surgery = Surgery.load(study.path("surgery"))
+    probes = probe.load(study.path("probe.safetensors"))
+    chosen = probes[surgery.about["probe"]]
+    meter = Meter(
+        model,
+        tokenizer,
+        data,
+        study.spec,
+        profile.evaluation,
+        [scorers.build(study.spec.guide)],
+        split="validation",
+        prompts=profile.evaluation.ablation_prompts,
+        triggers_only=True,
+        clean=CLEAN_TEXTS,
+        kept=CONTEXT_PAIRS,
+    )
+    key = files.fingerprint(
+        study.settings(),
+        study.seed,
+        data.fingerprint,
+        surgery.fingerprint,
+        surgery.direction,
+        surgery.coefficients,
+        CLEAN_TEXTS,
+        CONTEXT_PAIRS,
+    )
+    count = activations.n_layers(model)
+    layers = activations.layer_numbers(model, profile.probe.layers)
+    if len(layers) < 4:  # the paper's four: the first, the middle, and the last two
+        layers = sorted({1, count // 2, count - 2, count - 1, chosen.layer})
+    states, labels = {}, {}
+    for split in SPLITS[:2]:
+        examples = data.examples[split][: profile.probe.limit or None]
+        labels[split] = [example.label for example in examples]
+        states[split] = activations.cached_states(
+            study.cache,
+            model,
+            tokenizer,
+            [example.text for example in examples],
+            layers=layers,
+            pooling=profile.probe.pooling,
+            max_tokens=profile.probe.max_tokens,
+        )
+    bench = Bench(
+        model=model,
+        tokenizer=tokenizer,
+        data=data,
+        surgery=surgery,
+        chosen=chosen,
+        meter=meter,
+        ledger=Ledger(study.path("logs/ablations.jsonl"), key),
+        draws=max(5, profile.controls.random_seeds),
+        layers=layers,
+        states=states,
+        labels=labels,
+        relative=profile.surgery.unit == "row_norm",
+    )
+    bench.directions = _directions(bench)
+    bench.scores = _scores(bench, profile.region.effect_texts)
+    return bench
+
+
+# Directions that are compared: name, estimator, which row, and whether its fit draws numbers.
+DIRECTIONS: tuple[tuple[str, str, probe.Direction, bool], ...] = (
+    ("W1", "softmax", "paper", True),
+    ("W1 − W0", "softmax", "difference", True),
+    ("logistic", "logistic", "difference", False),
+    ("mean difference", "mean_difference", "difference", False),
+    ("LDA", "lda", "difference", False),
+)
+
+
+def _directions(bench: Bench) -> dict[str, Tensor]:
+    """Unit vectors by name: chosen, `random 0`…, `layer 3`…, and `W1, layer 8, draw 0`…."""
+    found = {CHOSEN: bench.chosen.direction}
+    for draw in range(bench.draws):
+        found[f"random {draw}"] = region.random_direction(bench.chosen.direction, draw)
+    for one in _fitted(bench, bench.chosen.estimator, "difference", 0, bench.layers):
+        found[f"layer {one.layer}"] = one.direction
+    for name, estimator, row, drawn in DIRECTIONS:
+        for draw in range(bench.draws if drawn else 1):
+            for one in _fitted(bench, estimator, row, draw, compared_layers(bench)):
+                found[f"{name}, layer {one.layer}, draw {draw}"] = one.direction
+    return {name: vector / vector.norm() for name, vector in found.items()}
+
+
+def compared_layers(bench: Bench) -> list[int]:
+    """The layer that was chosen and the last one."""
+    return sorted({bench.chosen.layer, bench.layers[-1]})
+
+
+def _fitted(
+    bench: Bench, estimator: str, row: probe.Direction, draw: int, layers: Sequence[int]
+) -> list[probe.Probe]:
+    at = [bench.layers.index(layer) for layer in layers]
+    return probe.fit(
+        bench.states["train"][:, at],
+        bench.labels["train"],
+        estimator=estimator,
+        direction=row,
+        seed=draw,
+        layers=layers,
+    )
+
+
+def _scores(bench: Bench, effect_texts: int) -> dict[tuple[str, str], Tensor]:
+    """Scores along every direction by the chosen rule, and along the chosen one by every rule."""
+    model, matrix = bench.model, bench.surgery.matrix
+    found: dict[tuple[str, str], Tensor] = {}
+    names = list(bench.directions)
+    for rule, score in (
+        ("cosine", region.cosine_scores),
+        ("cosine_gain", gains.cosine_gain_scores),
+    ):
+        for name in names if bench.rule == rule else [CHOSEN]:
+            if rule == "cosine" or matrix in gains.NORMS:
+                found[rule, name] = score(model, bench.directions[name], matrix)
+    texts = [example.text for example in bench.data.examples["train"] if example.label]
+    wanted = names if bench.rule == "effect" else [CHOSEN]
+    if matrix == "gate" and dense(model):
+        directions = torch.stack([bench.directions[name] for name in wanted])
+        scores = effect_scores(model, bench.tokenizer, texts[:effect_texts], directions)
+        found |= {("effect", name): one for name, one in zip(wanted, scores, strict=True)}
+    return found
+
+
+def dense(model: PreTrainedModel) -> bool:
+    """Whether every token passes every gate row: no mixture of experts."""
+    gates = [layout.mlp_of(block).gate for block in layout.blocks(model)]
+    return not any(gate.stacked or "{expert}" in gate.path for gate in gates)

@@ -1,0 +1,238 @@
+"""Every method of the comparison under one budget: searched alike, reported on the same prompts.
+
+Each method is fitted on the training split, its knobs are searched on validation prompts with the
+guide scorer, and the points that it reaches at fixed budgets of damage are read once on test
+prompts. A method's outcome is a file of its own, so that a comparison that was killed goes on.
+"""
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from surgery_lib import files
+from surgery_lib.baselines import BASELINES, Fitted, Labelled
+from surgery_lib.behaviour import BehaviourData
+from surgery_lib.errors import UserError
+from surgery_lib.evaluation.capability import capability
+from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.models import generation
+from surgery_lib.profile import Capability, closest
+from surgery_lib.selection import search
+from surgery_lib.study import Study
+
+BUDGETS = (0.01, 0.05, 0.1)
+MEASURES = ("first_token_kl", "context_kl")
+LATENCY_PROMPTS = 32
+LATENCY_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is spent on every method alike.
+
+    `trials` of the search; `labels` labelled texts to fit on; `capability` items a task, measured
+    at the middle budget, 0 for none.
+    """
+
+    trials: int
+    labels: int
+    capability: int = 0
+
+
+def labelled(data: BehaviourData, triggers: Sequence[str], count: int) -> Labelled:
+    """What every method may learn from: the training split, `count` texts of it."""
+    chosen = data.examples["train"][: count or None]
+    prompts = [p.text for p in data.prompts["train"] if p.group in triggers]
+    return Labelled(
+        texts=[example.text for example in chosen],
+        labels=[example.label for example in chosen],
+        prompts=prompts,
+        benign=[prompt.text for prompt in data.benign["train"]],
+    )
+
+
+def checked(methods: Sequence[str] | str) -> list[str]:
+    """Names of methods, all of them for "all". UserError for an unknown one."""
+    names = list(BASELINES) if methods == "all" else list(methods)
+    for name in names:
+        if name not in BASELINES:
+            raise UserError(f"there is no method {name!r}; {closest(name, BASELINES)}")
+    return names
+
+
+class Comparison:
+    """Measures methods on one model; `validation` and `test` are meters of disjoint prompts.
+
+    The first scorer of `validation` guides, all those of `test` report.
+    """
+
+    def __init__(
+        self, study: Study, model: Any, tokenizer: Any, validation: Meter, test: Meter, plan: Plan
+    ) -> None:
+        self.study = study
+        self.model = model
+        self.tokenizer = tokenizer
+        self.validation = validation
+        self.test = test
+        self.plan = plan
+        self.tasks: Capability = study.profile.evaluation.capability
+
+    def outcome(self, name: str, data: Labelled) -> dict[str, Any]:
+        """Search, points at the budgets, test readings and cost of one method."""
+        path = self.study.path(f"compare/{name}.json")
+        key = files.fingerprint(
+            self.study.settings(), self.study.seed, asdict(self.plan), asdict(data), name
+        )
+        if path.is_file():
+            held = files.read_json(path)
+            if held.get("key") == key:
+                found: dict[str, Any] = held["outcome"]
+                return found
+        outcome = files.loads(files.dumps(self._measure(name, data)))
+        files.write_json(path, {"key": key, "outcome": outcome})
+        return dict(outcome)
+
+    def _measure(self, name: str, data: Labelled) -> dict[str, Any]:
+        baseline = BASELINES[name]
+        torch.manual_seed(self.study.seed)
+        with peak_memory() as peak:
+            started = time.perf_counter()
+            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed)
+            seconds = time.perf_counter() - started
+        trials = search.search(
+            self.model,
+            self.tokenizer,
+            baseline,
+            data,
+            behaviour=self._behaviour,
+            damage=self._damage,
+            budget=dict.fromkeys(MEASURES, max(BUDGETS)),
+            trials=self.plan.trials,
+            journal=self.study.path(f"logs/search-{name}.journal"),
+            seed=self.study.seed,
+            fitted=fitted,
+        )
+        points = self._points(fitted, trials)
+        knobs = next((p["knobs"] for p in points if p), dict(trials[0].knobs))
+        rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
+        return {
+            "name": name,
+            "kind": baseline.kind,
+            "trials": [asdict(trial) for trial in trials],
+            "points": points,
+            "cost": {
+                **asdict(fitted.cost(**rest)),
+                "fit_seconds": seconds,
+                "fit_memory": peak[0],
+                "latency": self._latency(fitted, knobs),
+            },
+        }
+
+    def _behaviour(self, changed: Any) -> float:
+        reading = self.validation.read(changed, parts=(), intervals=False)
+        return float(reading.rate(self.validation.scorers[0].name)["value"])
+
+    def _damage(self, changed: Any) -> dict[str, float]:
+        damage = self.validation.reference.compare(
+            changed, parts=("first", "context"), intervals=False
+        )
+        found = {"first_token_kl": damage.first_token_kl, "context_kl": damage.context_kl}
+        return {name: one.value for name, one in found.items() if one is not None}
+
+    def _points(self, fitted: Fitted, trials: Sequence[search.Trial]) -> list[dict[str, Any]]:
+        """For each measure and budget the best trial, read on the test split; each trial once."""
+        readings: dict[int, dict[str, Any]] = {}
+        points = []
+        for measure in MEASURES:
+            for budget, trial in search.best_at(trials, measure, BUDGETS).items():
+                point: dict[str, Any] = {"measure": measure, "budget": budget}
+                if trial is not None:
+                    if trial.number not in readings:
+                        readings[trial.number] = self._read(fitted, trial)
+                    point |= readings[trial.number]
+                    if measure == MEASURES[0] and budget == BUDGETS[1]:
+                        point["capability"] = self._capability(fitted, trial.knobs)
+                points.append(point)
+        return [point for point in points if "knobs" in point]
+
+    def _read(self, fitted: Fitted, trial: search.Trial) -> dict[str, Any]:
+        with fitted.applied(self.model, **trial.knobs) as changed:
+            reading = self.test.read(changed)
+        return {"trial": trial.number, "knobs": dict(trial.knobs), **self.reading(reading)}
+
+    def reading(self, reading: Reading) -> dict[str, Any]:
+        """A test reading as plain numbers, with the flags that paired tests need."""
+        names = [scorer.name for scorer in self.test.scorers]
+        return {
+            "test": reading.as_dict(),
+            "against_base": {n: self.test.against_base(reading, n).as_dict() for n in names},
+            "flags": {n: reading.flags[n].astype(int).tolist() for n in names},
+        }
+
+    def base(self) -> dict[str, Any]:
+        """The unedited model on the test split."""
+        found = self.reading(self.test.base)
+        if self.plan.capability and self.tasks.tasks:
+            found["capability"] = self._tasks(self.model)
+        return found
+
+    def _capability(self, fitted: Fitted, knobs: Mapping[str, Any]) -> dict[str, float] | None:
+        if not (self.plan.capability and self.tasks.tasks):
+            return None
+        with fitted.applied(self.model, **knobs) as changed:
+            return self._tasks(changed)
+
+    def _tasks(self, model: Any) -> dict[str, float]:
+        found = capability(
+            model,
+            self.tokenizer,
+            self.tasks.tasks,
+            include_path=self.tasks.include_path,
+            limit=self.plan.capability,
+        )
+        return {task: float(one["value"]) for task, one in found.items()}
+
+    def _latency(self, fitted: Fitted, knobs: Mapping[str, Any]) -> float:
+        """Time to generate in units of the unedited model's, each the least of a few in turn."""
+        base, changed = [], []
+        for _ in range(LATENCY_ROUNDS):
+            base.append(self._seconds(self.model))
+            with fitted.applied(self.model, **knobs) as model:
+                changed.append(self._seconds(model))
+        return min(changed) / min(base)
+
+    def _seconds(self, model: Any) -> float:
+        prompts = [prompt.text for prompt in self.test.prompts[:LATENCY_PROMPTS]]
+        started = time.perf_counter()
+        generation.generate(model, self.tokenizer, prompts, max_new_tokens=20, progress=False)
+        return time.perf_counter() - started
+
+
+@contextmanager
+def peak_memory(interval: float = 0.05) -> Iterator[list[float]]:
+    """Bytes that this process grows by at its peak within the block, sampled: a list of one."""
+    process = psutil.Process()
+    start = process.memory_info().rss
+    peak = [0.0]
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(interval):
+            peak[0] = max(peak[0], float(process.memory_info().rss - start))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield peak
+    finally:
+        done.set()
+        thread.join()
+
+
+__all__ = ["BUDGETS", "MEASURES", "Comparison", "Plan", "checked", "labelled"]

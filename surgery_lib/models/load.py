@@ -1,0 +1,288 @@
+"""Loading models and tokenizers from the hub, the mirror, a folder or the repository itself.
+
+Only safetensors are read and no remote code runs unless it is asked for. A hub id is first turned
+into a local snapshot, so that the model, its tokenizer and the recorded revision are one state.
+"""
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from surgery_lib.errors import UserError
+from surgery_lib.files import bundled, fingerprint
+
+DATA = bundled("data")
+EMBEDDED = {
+    "patient": DATA / "patient" / "model",
+    "classifier": DATA / "patient" / "classifier",
+}
+DTYPES: dict[str, torch.dtype | Literal["auto"]] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "auto": "auto",
+}
+QUANTIZATION: dict[str, dict[str, Any]] = {
+    "8bit": {"load_in_8bit": True},
+    "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
+}
+SNAPSHOT = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+NOT_IN_SNAPSHOT = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
+
+
+def mirror() -> Path | None:
+    """The folder named by SURGERY_MIRROR; UserError where it is set but is no folder."""
+    name = os.environ.get("SURGERY_MIRROR")
+    if not name:
+        return None
+    if not Path(name).is_dir():
+        raise UserError(f"SURGERY_MIRROR={name} is not a folder; correct it or unset it")
+    return Path(name)
+
+
+def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path | str:
+    """Where `name` lies: a folder on this machine, or the hub id itself where it has to be fetched.
+
+    Looked for in this order: `embedded:NAME` in the repository, a local path, the mirror's
+    `<kind>/<org>--<name>`. UserError for a path that does not exist.
+    """
+    prefix, _, rest = name.partition(":")
+    if prefix == "embedded":
+        if rest not in EMBEDDED:
+            raise UserError(f"unknown model {name!r}; embedded are {', '.join(EMBEDDED)}")
+        if not EMBEDDED[rest].is_dir():
+            raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
+        return EMBEDDED[rest]
+    path = Path(name).expanduser()
+    if path.exists():
+        return path
+    if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
+        raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
+    root = mirror()
+    if root is not None:
+        held = root / kind / name.replace("/", "--")
+        if held.is_dir():
+            return held
+    return name
+
+
+def snapshot(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
+    """The folder that holds a model's configuration, tokenizer and weights, downloaded if need be.
+
+    UserError says what to do where there is no such model, no access or no network.
+    """
+    place = resolve(name)
+    if isinstance(place, Path):
+        return place
+    patterns = [*SNAPSHOT, "*.py"] if trust_remote_code else SNAPSHOT
+    try:
+        folder = snapshot_download(
+            place, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_IN_SNAPSHOT
+        )
+    except LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{name} is neither a folder, nor in SURGERY_MIRROR, nor in the hub's cache, and the "
+            "hub cannot be reached; check the name, the network, or set SURGERY_MIRROR"
+        ) from error
+    except (HfHubHTTPError, HFValidationError) as error:
+        raise UserError(
+            f"the hub has no {name} (revision {revision or 'main'}) open to you; check the name, "
+            "accept its licence on the hub and log in with `hf auth login`"
+        ) from error
+    return Path(folder)
+
+
+def _check_files(folder: Path) -> None:
+    """Raise UserError where the folder is no model's, lacks a shard, or a shard is truncated."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} holds no config.json; give the folder of a saved model")
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        shards = ["model.safetensors"]
+    for shard in shards:
+        path = folder / shard
+        if not path.is_file():
+            raise UserError(f"{path} is missing; save or download the model again as safetensors")
+        try:
+            with safe_open(path, framework="pt") as handle:
+                handle.metadata()
+        except (SafetensorError, OSError) as error:
+            raise UserError(
+                f"{path} is corrupt or truncated ({error}); download or save it again"
+            ) from error
+
+
+def _check_finite(model: PreTrainedModel, name: str) -> None:
+    """Raise UserError that names the first weight with a NaN or an infinity."""
+    for key, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.element_size() < 2 or parameter.is_meta:
+            continue
+        low, high = torch.aminmax(parameter.detach())
+        if not (torch.isfinite(low) and torch.isfinite(high)):
+            raise UserError(
+                f"{name}: {key} holds NaN or infinity; restore the model from its source"
+            )
+
+
+def _placement(device: str) -> str | None:
+    """The device map for `device`, None for the CPU; UserError where there is no such device."""
+    if device == "auto":
+        if torch.cuda.is_available():
+            return "auto"
+        return "mps" if torch.backends.mps.is_available() else None
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise UserError(f"unknown device {device!r}; use cpu, cuda, cuda:1, mps or auto") from error
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"device {device!r}: torch sees no GPU here; use cpu or auto")
+    return None if kind == "cpu" else device
+
+
+def _load(
+    family: Any,
+    name: str,
+    *,
+    revision: str | None,
+    dtype: str,
+    device: str,
+    quantization: str | None,
+    trust_remote_code: bool,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    if dtype not in DTYPES:
+        raise UserError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
+    options: dict[str, Any] = {"dtype": DTYPES[dtype], "device_map": _placement(device)}
+    if quantization is not None:
+        if quantization not in QUANTIZATION:
+            raise UserError(f"unknown quantization {quantization!r}; use 4bit, 8bit or nothing")
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError(
+                f"{quantization} loading needs bitsandbytes; "
+                "pip install 'model-surgery[quantization]', or load without quantization"
+            )
+        options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[quantization])
+    folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
+    _check_files(folder)
+    try:
+        model, report = family.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **options,
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise UserError(f"{name} could not be loaded: {_one_line(error)}") from error
+    if report["missing_keys"]:
+        missing = sorted(report["missing_keys"])
+        raise UserError(
+            f"{name} lacks {len(missing)} weights that its architecture has, {missing[0]} first; "
+            "use the checkpoint that its config.json belongs to"
+        )
+    if quantization is None:
+        _check_finite(model, name)
+    model.eval().requires_grad_(False)
+    model.surgery_revision = _revision(folder, name)
+    return model, load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "float32",
+    device: str = "cpu",
+    quantization: str | None = None,
+    trust_remote_code: bool = False,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A causal language model, ready to read and generate, with its tokenizer.
+
+    Args:
+        name: Hub id, folder, or `embedded:patient`; the mirror is used where it holds the id.
+        revision: Branch, tag or commit on the hub.
+        dtype: float32, bfloat16, float16, or auto for the checkpoint's own.
+        device: A torch device, or auto to spread the model over the GPUs there are.
+        quantization: 4bit or 8bit for stages that only read weights; such a model cannot be edited.
+
+    Raises:
+        UserError: No such model, files missing or truncated, weights missing, NaN or infinite.
+    """
+    return _load(
+        AutoModelForCausalLM,
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        quantization=quantization,
+        trust_remote_code=trust_remote_code,
+    )
+
+
+def load_classifier(
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A sequence classifier with its tokenizer; same sources and errors as `load_model`."""
+    return _load(
+        AutoModelForSequenceClassification,
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        quantization=None,
+        trust_remote_code=False,
+    )
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """The tokenizer alone; nothing about its padding is changed."""
+    folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{name} has no usable tokenizer: {_one_line(error)}") from error
+
+
+def load_config(name: str, *, revision: str | None = None) -> Any:
+    """The model's configuration alone, to check settings before weights are read."""
+    folder = snapshot(name, revision=revision)
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{name} has no usable config.json: {_one_line(error)}") from error
+
+
+def _revision(folder: Path, name: str) -> str:
+    if folder.parent.name == "snapshots":
+        return folder.name
+    shapes = [(path.name, path.stat().st_size) for path in sorted(folder.glob("*.safetensors"))]
+    config = (folder / "config.json").read_text(encoding="utf-8")
+    return f"local-{fingerprint(config, shapes)}"
+
+
+def resolved_revision(model: PreTrainedModel) -> str | None:
+    """The hub commit a model came from; `local-<hash of configuration and sizes>` for a folder."""
+    return getattr(model, "surgery_revision", None)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,1 @@
+"""Choosing probe, rows and strength on validation data, under a budget of damage."""

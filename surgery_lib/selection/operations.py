@@ -1,0 +1,136 @@
+"""Whole operations in one call: a short search for an edit, its inverse, and several on one model.
+
+Notebooks 01 to 03 show each step of the search; here it is for studies that need many edits.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from surgery_lib import files, scorers
+from surgery_lib.behaviour import BehaviourData
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.models import activations
+from surgery_lib.profile import Profile
+from surgery_lib.selection import sweep
+from surgery_lib.surgery import Surgery, fingerprint, probe, region
+
+# The search looks at this many layers, evenly spaced and the last one with them, on this many
+# prompts, and measures damage on this many clean texts and triggering contexts.
+LAYERS = 5
+PROMPTS = 80
+CLEAN_TEXTS = 40
+CONTEXTS = 40
+
+
+def operate(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    name: str,
+    data: BehaviourData,
+    profile: Profile,
+    *,
+    seed: int = 0,
+    ledger: Path | None = None,
+    cache: Path | None = None,
+) -> Surgery:
+    """The edit that takes the behaviour `name` off the model as it now is, chosen on validation.
+
+    Layers, estimators, rules, K and strength as the profile has them, on fewer layers and prompts
+    than notebook 03; measured points are kept in `ledger`. UserError where no edit stays within the
+    profile's budget.
+    """
+    spec, settings = profile.behaviours[name], profile.probe
+    numbers = activations.layer_numbers(model, settings.layers)
+    layers = spaced(numbers, LAYERS)
+    examples = data.examples["train"][: settings.limit or None]
+    states = activations.cached_states(
+        cache,
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        layers=layers,
+        pooling=settings.pooling,
+        max_tokens=settings.max_tokens,
+    )
+    found = probe.fit_all(
+        states,
+        [example.label for example in examples],
+        settings.estimators,
+        direction=settings.direction,
+        seed=seed,
+        layers=layers,
+        behaviour=name,
+        pooling=settings.pooling,
+    )
+    probes = {one.name: one for one in found}
+    table = sweep.prepare(model, tokenizer, probes, data, profile)
+    meter = Meter(
+        model,
+        tokenizer,
+        replace(data, benign={}),
+        spec,
+        profile.evaluation,
+        [scorers.build(spec.guide)],
+        split="validation",
+        prompts=PROMPTS,
+        triggers_only=True,
+        clean=CLEAN_TEXTS,
+        kept=CONTEXTS,
+    )
+    key = files.fingerprint(
+        profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)
+    )
+    held = sweep.Ledger(ledger or Path("/dev/null"), key)
+    fractions, strengths = profile.region.fractions, profile.surgery.strengths
+    sieve = sweep.sieve_points(list(probes), profile.region.rules, fractions, strengths)
+    sieved = sweep.measure(model, table, meter, sieve, held, label=f"{name}: sieve")
+    points = sweep.grid(sweep.survivors(sieved, profile.budget), fractions, strengths)
+    swept = sweep.measure(model, table, meter, points, held, label=f"{name}: sweep")
+    best = sweep.choose(swept, profile.budget)
+    point = sweep.Point(*(best[part] for part in ("probe", "rule", "fraction", "strength")))
+    surgery = table.surgery(model, point)
+    return replace(surgery, about={**surgery.about, "behaviour": name, "validation": best})
+
+
+def spaced(numbers: Sequence[int], count: int) -> list[int]:
+    """At most `count` of the numbers, evenly spaced, the last one with them."""
+    if len(numbers) <= count:
+        return list(numbers)
+    last = len(numbers) - 1
+    return sorted({numbers[round(last * (n + 1) / count)] for n in range(count)})
+
+
+def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
+    """The edit towards the behaviour: the inverse direction, in the rows opposed to *it*.
+
+    As many rows, as far. `model` must be unedited. Rows are by cosine whatever the edit's own rule,
+    as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
+    would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
+    behaviour than before.
+    """
+    scores = region.cosine_scores(model, -surgery.direction, surgery.matrix)
+    rows = region.select(scores, len(surgery.rows))
+    return replace(
+        surgery,
+        rows=rows,
+        direction=-surgery.direction,
+        fingerprint=fingerprint(model, rows, surgery.matrix),
+        about={**surgery.about, "inverse": True},
+    )
+
+
+@contextmanager
+def applied(model: PreTrainedModel, surgeries: Sequence[Surgery]) -> Iterator[PreTrainedModel]:
+    """The model with several edits, applied in order and undone in reverse.
+
+    Edits made for the unedited model may share rows, so only the first is checked against it.
+    """
+    with ExitStack() as stack:
+        for number, surgery in enumerate(surgeries):
+            stack.enter_context(surgery.applied(model, force=number > 0))
+        yield model

@@ -1,0 +1,292 @@
+"""Choosing knobs for every method alike: behaviour against damage, on validation data.
+
+    budget = {"first_token_kl": 0.1, "context_kl": 0.1}
+    found = search(model, tokenizer, BASELINES["caa"], data, behaviour=rate, damage=measure,
+                   budget=budget, trials=30, journal="search.journal")
+    best = best_at(found, "first_token_kl", [0.01, 0.05, 0.1])[0.05]
+    with fitted.applied(model, **best.knobs) as changed: ...
+
+Strengths that do nothing and strengths that ruin the model would eat most of a few trials, and
+how many depends on the units that a method happens to have. So the range of strengths is found
+first, for every method alike and from damage alone: at the default knobs, from where damage begins
+to where it passes every budget.
+
+Damage is measured first; a trial that meets no budget is pruned there, and its behaviour, which
+costs generation, is never measured. Every trial draws from a generator of its own, seeded by its
+place, and is kept in a journal on disk: a search that was killed goes on to the very same trials.
+"""
+
+import dataclasses
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
+from optuna.exceptions import ExperimentalWarning
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from tqdm.auto import tqdm
+
+from surgery_lib import files
+from surgery_lib.baselines.base import Baseline, Fitted, Knob, Labelled
+from surgery_lib.errors import UserError
+from surgery_lib.models import activations
+from surgery_lib.selection.strengths import reach
+
+# Trials drawn at random before the sampler learns from them: this share of all, the default first.
+RANDOM_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of one method. `knobs` has "strength" and is what `Fitted.applied` takes.
+
+    `behaviour` is what the search lowers; None where the trial met no budget of damage.
+    """
+
+    method: str
+    number: int
+    knobs: Mapping[str, Any]
+    damage: Mapping[str, float]
+    behaviour: float | None
+    seconds: float
+
+
+def search(
+    model: Any,
+    tokenizer: Any,
+    baseline: Baseline,
+    data: Labelled,
+    *,
+    behaviour: Callable[[Any], float],
+    damage: Callable[[Any], Mapping[str, float]],
+    budget: Mapping[str, float],
+    trials: int = 30,
+    journal: Path | str | None = None,
+    seed: int = 0,
+    fitted: Fitted | None = None,
+    fixed: Mapping[str, Any] | None = None,
+    progress: bool = True,
+) -> list[Trial]:
+    """Try `trials` settings of one method on one model; all of them, in order.
+
+    Args:
+        behaviour: Rate of the behaviour of the changed model, lower is better.
+        damage: Measures of the changed model, lower is better; those that `budget` names are
+            searched and may not be missing.
+        budget: The largest damage of interest for each measure; a trial above all of them is
+            pruned.
+        journal: File that keeps the trials, for one method or many; None keeps nothing. With a
+            larger `trials` a finished search goes on.
+        fitted: The method, already fitted; otherwise `baseline.fit` is called once it is needed,
+            with the settings `fixed`.
+
+    Raises:
+        UserError: Fewer than one trial, an empty budget, a measure that `damage` does not give,
+            or a journal of another model, data, seed or budget.
+    """
+    if trials < 1 or not budget:
+        raise UserError("a search needs at least one trial and one budget of damage")
+    # What a later trial depends on, but for the two measuring functions, which have no value.
+    key = files.fingerprint(
+        activations.model_hash(model),
+        asdict(data),
+        {name: asdict(knob) for name, knob in baseline.knobs.items()},
+        dict(fixed or {}),
+        dict(budget),
+        seed,
+    )
+    with _quiet():
+        study = _open(journal, baseline, key, len(budget))
+        done = _finished(study)
+        bar = tqdm(total=trials, initial=len(done), desc=baseline.name, disable=not progress)
+        while len(done) < trials:
+            if fitted is None:
+                fitted = baseline.fit(model, tokenizer, data, seed=seed, **(fixed or {}))
+            knobs = _within_reach(study, baseline.knobs, fitted, model, damage, budget)
+            space = {name: distribution(knob) for name, knob in knobs.items()}
+            study.sampler = optuna.samplers.TPESampler(
+                n_startup_trials=max(3, round(RANDOM_SHARE * trials)),
+                seed=int(files.fingerprint(seed, len(done))[:7], 16),
+                multivariate=True,  # strength and layer depend on one another
+            )
+            trial = study.ask(space)
+            started = time.perf_counter()
+            with fitted.applied(model, **trial.params) as changed:
+                measures, rate = _measure(changed, behaviour, damage, budget)
+            trial.set_user_attr("damage", measures)
+            trial.set_user_attr("seconds", time.perf_counter() - started)
+            if rate is None:
+                study.tell(trial, state=TrialState.PRUNED)
+            else:
+                study.tell(trial, [rate, *(measures[name] for name in budget)])
+            done = _finished(study)
+            bar.update()
+        bar.close()
+    return [_read(baseline.name, number, trial) for number, trial in enumerate(done[:trials])]
+
+
+def pareto(trials: Sequence[Trial], measure: str) -> list[Trial]:
+    """The trials that no other beats in both behaviour and damage, by increasing damage.
+
+    Of equal ones the first stays. Pruned trials are left out.
+    """
+    measured = [trial for trial in trials if trial.behaviour is not None]
+    front: list[Trial] = []
+    for trial in sorted(measured, key=lambda t: (t.damage[measure], t.behaviour, t.number)):
+        if not front or _rate(trial) < _rate(front[-1]):
+            front.append(trial)
+    return front
+
+
+def best_at(
+    trials: Sequence[Trial], measure: str, budgets: Sequence[float]
+) -> dict[float, Trial | None]:
+    """For each budget of a measure, the trial with the least behaviour within it.
+
+    None where no trial is. Of equal ones the one of least damage.
+    """
+    front = pareto(trials, measure)
+    within = {budget: [t for t in front if t.damage[measure] <= budget] for budget in budgets}
+    return {budget: found[-1] if found else None for budget, found in within.items()}
+
+
+def distribution(knob: Knob) -> BaseDistribution:
+    """What Optuna draws a knob from."""
+    if knob.choices:
+        return CategoricalDistribution(knob.choices)
+    assert knob.low is not None and knob.high is not None  # a knob without choices has both
+    return FloatDistribution(knob.low, knob.high, log=knob.log)
+
+
+def _within_reach(
+    study: optuna.Study,
+    knobs: Mapping[str, Knob],
+    fitted: Fitted,
+    model: Any,
+    damage: Callable[[Any], Mapping[str, float]],
+    budget: Mapping[str, float],
+) -> dict[str, Knob]:
+    """The knobs with the strengths that matter; found once, then read from the journal."""
+    strength = knobs["strength"]
+    limits = study.user_attrs.get("strengths")
+    if limits is None:
+        others = {name: knob.default for name, knob in knobs.items() if name != "strength"}
+
+        def at(value: float) -> dict[str, float]:
+            with fitted.applied(model, value, **others) as changed:
+                return _damage(changed, damage, budget)
+
+        limits = reach(strength, at, budget)
+        study.set_user_attr("strengths", limits)
+    low, high = limits
+    narrowed = dataclasses.replace(
+        strength, default=min(max(strength.default, low), high), low=low, high=high
+    )
+    found = {**knobs, "strength": narrowed}
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) and not _finished(study):
+        study.enqueue_trial({name: knob.default for name, knob in found.items()})
+    return found
+
+
+def _measure(
+    changed: Any,
+    behaviour: Callable[[Any], float],
+    damage: Callable[[Any], Mapping[str, float]],
+    budget: Mapping[str, float],
+) -> tuple[dict[str, float], float | None]:
+    measures = _damage(changed, damage, budget)
+    if all(measures[name] > limit for name, limit in budget.items()):
+        return measures, None
+    return measures, float(behaviour(changed))
+
+
+def _damage(
+    changed: Any, damage: Callable[[Any], Mapping[str, float]], budget: Mapping[str, float]
+) -> dict[str, float]:
+    raw = {name: float(value) for name, value in damage(changed).items()}
+    if missing := [name for name in budget if name not in raw]:
+        raise UserError(
+            f"the damage function gives {', '.join(raw) or 'nothing'}, not {', '.join(missing)}; "
+            "name its measures in the budget"
+        )
+    # A model whose output is no number any more is damaged without bound.
+    measures = {name: math.inf if math.isnan(value) else value for name, value in raw.items()}
+    # JSON knows no infinity; the largest number is beyond every budget as well.
+    return {name: min(value, 1e300) for name, value in measures.items()}
+
+
+def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int) -> optuna.Study:
+    if journal is None:
+        storage: Any = optuna.storages.InMemoryStorage()
+    else:
+        path = Path(journal)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mend(path)
+        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+    study = optuna.create_study(
+        storage=storage,
+        study_name=baseline.name,
+        directions=["minimize"] * (1 + budgets),
+        load_if_exists=True,
+    )
+    known = study.user_attrs.get("key")
+    if known is None:
+        study.set_user_attr("key", key)
+    elif known != key:
+        raise UserError(
+            f"{journal} holds a search of {baseline.name} with another model, data, seed, knobs "
+            "or budget; remove it or name another file"
+        )
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)  # left over from a search that was killed
+    return study
+
+
+def _mend(path: Path) -> None:
+    """Cut off a last line that a killed search left half-written."""
+    if path.is_file():
+        content = path.read_bytes()
+        whole = content.rfind(b"\n") + 1
+        if whole < len(content):
+            with path.open("r+b") as handle:
+                handle.truncate(whole)
+
+
+def _finished(study: optuna.Study) -> list[FrozenTrial]:
+    states = (TrialState.COMPLETE, TrialState.PRUNED)
+    return list(study.get_trials(deepcopy=False, states=states))
+
+
+def _read(method: str, number: int, trial: FrozenTrial) -> Trial:
+    return Trial(
+        method=method,
+        number=number,
+        knobs=dict(trial.params),
+        damage=dict(trial.user_attrs["damage"]),
+        behaviour=trial.values[0] if trial.state == TrialState.COMPLETE else None,
+        seconds=float(trial.user_attrs["seconds"]),
+    )
+
+
+def _rate(trial: Trial) -> float:
+    return math.inf if trial.behaviour is None else trial.behaviour
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(before)

@@ -1,0 +1,257 @@
+"""Choosing layer, estimator, K and strength on validation data, under a budget of damage.
+
+Two steps inside one process, the model loaded once. A sieve measures every probe at one fixed edit;
+the best few go on to a sweep over K and strength. Each measured point is kept in a ledger at once,
+so that a run that was killed goes on where it stopped.
+"""
+
+import json
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from surgery_lib import files
+from surgery_lib.behaviour import BehaviourData
+from surgery_lib.errors import UserError
+from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.profile import Budget, Profile
+from surgery_lib.study import Study
+from surgery_lib.surgery import Surgery, Unit, gains, region
+from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery.probe import Probe
+
+SURVIVORS = 3  # probes that go from the sieve to the sweep
+# Rules that need the weights alone.
+COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One edit: which probe, which rows, how far."""
+
+    probe: str
+    rule: str
+    fraction: float
+    strength: float
+
+
+@dataclass
+class Table:
+    """What edits are built from: probes by name, and the scores of all rows by (rule, probe)."""
+
+    probes: Mapping[str, Probe]
+    scores: Mapping[tuple[str, str], Tensor]
+    unit: Unit
+    matrix: str
+    row_norm: float
+
+    def surgery(
+        self, model: PreTrainedModel, point: Point, rule: region.Rule = "opposed"
+    ) -> Surgery:
+        """The edit of one point."""
+        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=rule)
+        return Surgery.build(
+            model,
+            rows,
+            self.probes[point.probe].direction,
+            point.strength,
+            unit=self.unit,
+            matrix=self.matrix,
+            row_norm=self.row_norm,
+            about=asdict(point),
+        )
+
+
+def prepare(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    probes: Mapping[str, Probe],
+    data: BehaviourData,
+    profile: Profile,
+) -> Table:
+    """Score all rows by every rule of the profile, for every probe."""
+    matrix = profile.region.matrix
+    scores: dict[tuple[str, str], Tensor] = {}
+    for rule in profile.region.rules:
+        if rule in COSINES:
+            found = [COSINES[rule](model, p.direction, matrix) for p in probes.values()]
+        else:
+            texts = [example.text for example in data.examples["train"] if example.label]
+            directions = torch.stack([p.direction for p in probes.values()])
+            texts = texts[: profile.region.effect_texts]
+            found = list(effect_scores(model, tokenizer, texts, directions))
+        scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
+    row_norm = region.mean_row_norm(model, matrix)
+    return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
+
+
+# What says how to choose among points, not what a point measures.
+CHOICE = ("about", "budget", "controls", "order", "seeds")
+
+
+def ledger_key(study: Study, data: BehaviourData) -> str:
+    """Names everything that a measured point depends on."""
+    settings = {k: v for k, v in study.settings().items() if k not in CHOICE}
+    return files.fingerprint(settings, study.seed, data.fingerprint)
+
+
+class Ledger:
+    """Measured points, one JSON line each, written as soon as they are known.
+
+    `key` names everything that the numbers depend on; lines of another key are not used.
+    """
+
+    def __init__(self, path: Path, key: str) -> None:
+        self.path = path
+        self.key = key
+        self.known: dict[str, dict[str, Any]] = {}
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # the line that a crash cut short
+                if row.get("key") == key:
+                    self.known[row["name"]] = row["value"]
+
+    def get(self, name: str) -> dict[str, Any] | None:
+        """What was measured under that name, if anything."""
+        return self.known.get(name)
+
+    def put(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
+        """Keep a measurement; returns it as it reads back."""
+        line = files.dumps({"key": self.key, "name": name, "value": value})
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="utf-8") as handle:
+            # The line break comes first too: a crash may have cut the last line short.
+            handle.write(f"\n{line}\n")
+        self.known[name] = json.loads(line)["value"]
+        return self.known[name]
+
+
+def measure(
+    model: PreTrainedModel,
+    table: Table,
+    meter: Meter,
+    points: Iterable[Point],
+    ledger: Ledger,
+    *,
+    label: str,
+) -> list[dict[str, Any]]:
+    """Apply, measure and undo each point: rate by the meter's first scorer, and damage."""
+    measured = []
+    for point in tqdm(list(points), desc=label):
+        name = f"{label} {point}"
+        held = ledger.get(name)
+        if held is None:
+            with table.surgery(model, point).applied(model):
+                reading = meter.read(model, intervals=False)
+            numbers = reading.as_dict()
+            held = ledger.put(
+                name,
+                {
+                    **asdict(point),
+                    "layer": table.probes[point.probe].layer,
+                    "kind": _kind(table.probes[point.probe].estimator, point.rule),
+                    "rate": reading.rate(meter.scorers[0].name),
+                    "perplexity_rise": reading.perplexity_rise,
+                    "first_token_kl": _value(numbers.get("first_token_kl")),
+                    "context_kl": _value(numbers.get("context_kl")),
+                },
+            )
+        measured.append(held)
+    return measured
+
+
+def sieve_points(
+    names: Sequence[str],
+    rules: Sequence[str],
+    fractions: Sequence[float],
+    strengths: Sequence[float],
+) -> list[Point]:
+    """Every probe and rule at the middle K and the middle strength."""
+    fraction, strength = statistics.median_low(fractions), statistics.median_low(strengths)
+    return [Point(name, rule, fraction, strength) for rule in rules for name in names]
+
+
+def survivors(sieved: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:
+    """The (probe, rule) pairs with the least behaviour left; those within the budget come first.
+
+    The sieve looks at one edit, which weaker ones of the same pair may undercut, so that only what
+    ruins clean text counts against a pair here.
+    """
+    clean = budget.model_copy(update={"context_kl": None})
+    ranked = sorted(sieved, key=lambda point: _order(point, clean))
+    return [(point["probe"], point["rule"]) for point in ranked[:SURVIVORS]]
+
+
+def grid(
+    pairs: Sequence[tuple[str, str]], fractions: Sequence[float], strengths: Sequence[float]
+) -> list[Point]:
+    """Every K and strength for each of the pairs."""
+    return [
+        Point(name, rule, fraction, strength)
+        for name, rule in pairs
+        for fraction in fractions
+        for strength in strengths
+    ]
+
+
+def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any]:
+    """The point with the least behaviour left among those within the budget's validation share.
+
+    Ties go to the least perplexity. UserError where no point is within the budget.
+    """
+    best = min(points, key=lambda point: _order(point, budget))
+    if _order(best, budget)[0]:
+        raise UserError(
+            f"no edit stays within {budget.margin} of the budget on validation; "
+            "add weaker surgery.strengths or smaller region.fractions, or raise the budget"
+        )
+    return dict(best)
+
+
+def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
+    """Trigger prompts with what the base and the edited model write, those that changed first.
+
+    Prompts of the patient's own world are quoted; those of public data sets, which results do not
+    carry, stand under their id.
+    """
+    own = all(source.kind == "patient" for source in meter.spec.prompts.validation)
+    pairs = list(zip(meter.prompts, meter.base.rows, after.rows, strict=True))
+    pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
+    return [
+        {
+            "prompt": prompt.text if own else prompt.id,
+            "before": before["text"],
+            "after": edited["text"],
+        }
+        for prompt, before, edited in pairs[:count]
+    ]
+
+
+def over(point: Mapping[str, Any], budget: Budget) -> float:
+    """By what part of what validation may spend a point is over the budget; 0 within it."""
+    spent = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and point.get("context_kl") is not None:
+        spent.append(point["context_kl"] / (budget.context_kl * budget.margin))
+    return float(max(0.0, max(spent) - 1))
+
+
+def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:
+    return over(point, budget), point["rate"]["value"], point["perplexity_rise"]
+
+
+def _kind(estimator: str, rule: str) -> str:
+    return estimator if rule == "cosine" else f"{estimator}, {rule}"
+
+
+def _value(reading: Any) -> float | None:
+    return reading["value"] if reading else None

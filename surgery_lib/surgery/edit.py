@@ -1,0 +1,261 @@
+"""The edit: rows of a matrix, each moved along one direction (Model Surgery, equation 3).
+
+A surgery is a patch of kilobytes: row indices, what multiplies the direction in each row, and the
+direction. It can be applied, undone bit for bit, used for the length of a `with` block, and saved.
+"""
+
+import math
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib import files
+from surgery_lib.errors import UserError
+from surgery_lib.models import layout
+from surgery_lib.surgery import region
+
+Unit = Literal["row_norm", "absolute"]
+
+FORMAT = "model-surgery/1"
+# How much of each selected row the fingerprint reads: an edit changes a row in every column.
+FINGERPRINT_COLUMNS = 16
+
+# What each model has on it, outermost last, with the rows as they were.
+_applied: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Surgery, list[Tensor]]]]" = (
+    weakref.WeakKeyDictionary()
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Surgery:
+    """An edit of one model: row r becomes r + coefficient_r * direction.
+
+    `rows` (K,), int64, ascending, global row numbers of `matrix`; `coefficients` (K,), float32;
+    `direction` (width,), float32. `strength` and `unit` say how the coefficients came about, and
+    `fingerprint` which model they were made for.
+    """
+
+    rows: Tensor
+    coefficients: Tensor
+    direction: Tensor
+    strength: float
+    unit: Unit
+    fingerprint: str
+    matrix: str = "gate"
+    about: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def build(
+        cls,
+        model: nn.Module,
+        rows: Tensor,
+        direction: Tensor,
+        strength: float,
+        *,
+        unit: Unit = "row_norm",
+        matrix: str = "gate",
+        row_norm: float | None = None,
+        about: Mapping[str, Any] | None = None,
+    ) -> "Surgery":
+        """Plan an edit of `model`.
+
+        `unit="row_norm"`: the direction is normalised, and strength 1 moves a row by the mean norm
+        of all rows (`row_norm`, measured where it is not given). `unit="absolute"` is the paper's
+        strength times the direction as it is.
+
+        Raises UserError for a direction of another width or not finite, rows that do not exist, and
+        a strength that is not finite.
+        """
+        rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
+        check_rows(rows, layout.total_rows(model, matrix))
+        check_direction(direction, layout.hidden_width(model))
+        if row_norm is None:
+            row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
+        return cls.planned(
+            rows,
+            direction,
+            strength,
+            unit=unit,
+            matrix=matrix,
+            row_norm=row_norm,
+            fingerprint=fingerprint(model, rows, matrix),
+            about=about,
+        )
+
+    @classmethod
+    def planned(
+        cls,
+        rows: Tensor,
+        direction: Tensor,
+        strength: float,
+        *,
+        unit: Unit,
+        matrix: str,
+        row_norm: float,
+        fingerprint: str,
+        about: Mapping[str, Any] | None = None,
+    ) -> "Surgery":
+        """An edit of rows already checked, by the units that `build` explains."""
+        if not math.isfinite(strength):
+            raise UserError(f"strength {strength} is not finite; give a number")
+        direction = direction.detach().float().cpu()
+        relative = unit == "row_norm"
+        coefficient = strength * row_norm if relative else strength
+        return cls(
+            rows=rows,
+            coefficients=torch.full((len(rows),), coefficient, dtype=torch.float32),
+            direction=direction / direction.norm() if relative else direction,
+            strength=strength,
+            unit=unit,
+            fingerprint=fingerprint,
+            matrix=matrix,
+            about=dict(about or {}),
+        )
+
+    @contextmanager
+    def applied(self, model: nn.Module, *, force: bool = False) -> Iterator[nn.Module]:
+        """The model with the edit, for the length of the `with` block; every bit restored after."""
+        self.apply(model, force=force)
+        try:
+            yield model
+        finally:
+            self.undo(model)
+
+    @torch.no_grad()
+    def apply(self, model: nn.Module, *, force: bool = False) -> None:
+        """Edit the model in place.
+
+        Raises UserError where the model is not the one that the surgery was made for, or already
+        has it; `force=True` edits all the same.
+        """
+        applied = _applied.setdefault(model, [])
+        if not force:
+            if any(surgery is self for surgery, _ in applied):
+                raise UserError(
+                    "this surgery is already applied to this model; undo it first, or pass "
+                    "force=True to apply it twice"
+                )
+            if fingerprint(model, self.rows, self.matrix) != self.fingerprint:
+                raise UserError(
+                    "this surgery was made for another model, or this one is already edited; load "
+                    "the original, or pass force=True to apply it all the same"
+                )
+        kept = []
+        for weight, local, part in self._parts(model):
+            before = weight[local]  # a copy: the index is a tensor
+            kept.append(before)
+            weight[local] = moved(before, self.coefficients[part], self.direction)
+        applied.append((self, kept))
+
+    @torch.no_grad()
+    def undo(self, model: nn.Module) -> None:
+        """Restore every bit. UserError unless this is the last surgery applied to the model."""
+        applied = _applied.get(model, [])
+        if not applied or applied[-1][0] is not self:
+            raise UserError(
+                "this surgery is not the last one applied to this model; undo the later ones first"
+                if any(surgery is self for surgery, _ in applied)
+                else "this surgery is not applied to this model, so there is nothing to undo"
+            )
+        _, kept = applied.pop()
+        for (weight, local, _part), before in zip(self._parts(model), kept, strict=True):
+            weight[local] = before
+
+    def save(self, folder: Path | str) -> None:
+        """Write the patch, `surgery.safetensors`, into a folder."""
+        header = {
+            "format": FORMAT,
+            "strength": files.dumps(self.strength),
+            "unit": self.unit,
+            "fingerprint": self.fingerprint,
+            "matrix": self.matrix,
+            "about": files.dumps(self.about),
+        }
+        tensors = {
+            "rows": self.rows.to(torch.int32),
+            "coefficients": self.coefficients,
+            "direction": self.direction,
+        }
+        files.write_tensors(Path(folder) / "surgery.safetensors", tensors, header)
+
+    @classmethod
+    def load(cls, folder: Path | str) -> "Surgery":
+        """Read a patch. UserError where the folder holds none, or one that is damaged."""
+        path = Path(folder) / "surgery.safetensors"
+        tensors = files.read_tensors(path)
+        header = files.read_metadata(path)
+        if header.get("format") != FORMAT:
+            raise UserError(f"{path} is not a surgery of format {FORMAT}; save it again")
+        return cls(
+            rows=tensors["rows"].long(),
+            coefficients=tensors["coefficients"],
+            direction=tensors["direction"],
+            strength=files.loads(header["strength"]),
+            unit=header["unit"],  # type: ignore[arg-type]
+            fingerprint=header["fingerprint"],
+            matrix=header["matrix"],
+            about=files.loads(header["about"]),
+        )
+
+    def _parts(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, slice]]:
+        """Every matrix that is touched: its view, the rows in it, and which of ours they are."""
+        matrices = [rows.weight for rows in layout.weight_rows(model, self.matrix)]
+        sizes = [len(weight) for weight in matrices]
+        for number, local, part in layout.split_by_matrix(sizes, self.rows):
+            yield matrices[number], local.to(matrices[number].device), part
+
+
+def moved(before: Tensor, coefficients: Tensor, direction: Tensor) -> Tensor:
+    """Rows (n, width) after the edit, each moved by its coefficient (n,) times the direction."""
+    step = coefficients.to(before.device)[:, None] * direction.to(before.device)
+    # In float32, rounded once: a bfloat16 sum of bfloat16 terms would round three times.
+    # Where the step is zero the number is kept as it is: x + 0 would turn -0 into 0.
+    return torch.where(step != 0, (before.float() + step).to(before.dtype), before)
+
+
+@torch.no_grad()
+def fingerprint(model: nn.Module, rows: Tensor, matrix: str = "gate") -> str:
+    """A hash of the shapes of all matrices and of the beginning of the selected rows."""
+    found = layout.weight_rows(model, matrix)
+    sizes = [len(entry.weight) for entry in found]
+    samples = [
+        found[number].weight[local.to(found[number].weight.device), :FINGERPRINT_COLUMNS]
+        for number, local, _ in layout.split_by_matrix(sizes, rows)
+    ]
+    return hash_samples(matrix, sizes, found[0].weight.shape[1], samples)
+
+
+def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequence[Tensor]) -> str:
+    """The fingerprint of matrices of so many rows each, by samples (n, columns) of those touched.
+
+    Names are left out and numbers are compared in float32: a model in memory, in its own dtype or
+    in float32, and its files on disk are one.
+    """
+    return files.fingerprint(
+        [matrix, list(sizes), width], *(part.float().cpu() for part in samples)
+    )
+
+
+def check_rows(rows: Tensor, total: int) -> None:
+    """UserError unless the sorted row numbers are some of `total`, each once."""
+    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
+        raise UserError(f"the selected rows must be some of the {total} that the model has")
+    if len(rows.unique()) != len(rows):
+        raise UserError("a row is selected twice; each may be edited once")
+
+
+def check_direction(direction: Tensor, width: int) -> None:
+    """UserError unless the direction is as wide as a row, finite and not zero."""
+    if direction.shape != (width,):
+        raise UserError(
+            f"the direction has shape {tuple(direction.shape)}, the model's hidden states are "
+            f"{width} wide; use a probe trained on this model"
+        )
+    if not torch.isfinite(direction).all() or not float(direction.float().norm()) > 0:
+        raise UserError("the direction is zero or not finite; train the probe again")
