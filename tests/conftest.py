@@ -31,7 +31,7 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tiers: tests that run notebooks, and tests that read the mirror, are marked by what they are."""
+    """Tests that run notebooks and tests that read the mirror are marked as such."""
     for item in items:
         if "notebooks" in item.path.parts:
             item.add_marker("notebooks")
