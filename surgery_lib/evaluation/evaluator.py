@@ -103,6 +103,7 @@ class Meter:
             contexts=contexts,
             clean=list(data.clean[split])[: clean or None],
             window=evaluation.window,
+            bos=evaluation.bos,
             tokens_per_batch=evaluation.tokens_per_batch,
         )
         self.base = self.read(model)
