@@ -24,7 +24,7 @@ class Model(Section):
     id: str = Field(description="hub id, folder, or embedded:patient")
     revision: str | None = Field(None, description="commit of the hub's repository; pins the id")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "auto", description="number format of the weights; auto keeps the file's own"
+        "auto", description="number format of the weights; auto: the file's own, where it is fast"
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto for the best there is")
     trust_remote_code: bool = Field(
