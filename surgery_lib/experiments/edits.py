@@ -82,7 +82,10 @@ def edits(
             continue
         fitted = BASELINES[name].fit(model, tokenizer, taught, seed=study.seed)
         knobs = _knobs(name)
-        strength = matched(lambda s, f=fitted, k=knobs: damage(f.applied(model, s, **k)), target)
+        strength = matched(
+            lambda s, f=fitted, k=knobs: damage(f.applied(model, s, **k)),  # type: ignore[misc]
+            target,
+        )
         yield Edit(
             NAMES.get(name, name),
             strength,
