@@ -64,7 +64,7 @@ def test_the_same_code_has_cosine_one(tiny: tuple[Any, Any]) -> None:
         assert code.drift(vectors, vectors) == pytest.approx(0)
 
 
-def grouped(seed: int = 0, spread: float = 0.3) -> tuple[np.ndarray, list[int]]:
+def grouped(seed: int = 0, spread: float = 0.2) -> tuple[np.ndarray, list[int]]:
     rng = np.random.default_rng(seed)
     labels = [label for label in range(4) for _ in range(6)]
     vectors = np.eye(8)[labels] + spread * rng.normal(size=(24, 8))
