@@ -23,7 +23,7 @@ def layers(forms: Mapping[str, Any], floor: float) -> Figure:
     axis.set_ylabel("AUC")
     axis.set_ylim(0.4, 1.02)
     axis.set_title("Clean against poisoned, passages and tasks never seen")
-    axis.legend(ncols=2, loc="lower right")
+    axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 0.2))
     return figure
 
 
@@ -101,15 +101,17 @@ def words(result: Mapping[str, Any]) -> str:
         "model's own.",
         f"- The triplet network comes to {interval(result['triplet'], 1.0, 3)}.",
     ]
+    base = result["edits"]["base"]["frozen"]
     for name, held in result["edits"].items():
         if name == "base":
             continue
-        frozen, again = held["frozen"]["value"], held["refitted"]["value"]
-        base = result["edits"]["base"]["frozen"]
-        kept = "reads on" if frozen >= base["low"] else "has lost touch"
-        left = "still there" if again >= base["low"] else "weaker"
-        lines.append(
-            f"- {name}: the probe of before {kept} ({frozen:.3f}); the information is {left} "
-            f"({again:.3f} refitted)."
-        )
+        frozen, again = (_against(held[kind], base) for kind in ("frozen", "refitted"))
+        lines.append(f"- {name}: the probe of before {frozen}; a new one {again}.")
     return "\n".join(lines)
+
+
+def _against(reading: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """A reading and whether it is clearly another than the base model's: intervals apart."""
+    apart = reading["high"] < base["low"] or reading["low"] > base["high"]
+    kind = "clearly worse" if reading["value"] < base["value"] else "clearly better"
+    return f"{interval(reading, 1.0, 3)}, {kind if apart else 'no clear change'}"
