@@ -1,6 +1,6 @@
 """Draw data/open: a small, openly licensed set for a study without a hub (needs SURGERY_MIRROR).
 
-Comments of English Wikipedia's talk pages as Jigsaw released and labelled them, and ParaDetox's toxic
+Comments of Wikipedia's talk pages as Jigsaw released and labelled them, and ParaDetox's toxic
 sentences, both CC0. Texts with slurs, sex or threats are left out: what is kept is rude, no more.
 """
 

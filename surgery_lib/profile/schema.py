@@ -206,6 +206,9 @@ class Evaluation(Section):
     test_prompts: int = Field(0, ge=0, description="prompts of each group reported on; 0 = all")
     clean_texts: int = Field(0, ge=0, description="clean texts of a split; 0 = all")
     window: int = Field(256, ge=2, description="tokens in a perplexity window")
+    bos: bool | None = Field(
+        None, description="start perplexity windows with the start token; null = as the tokenizer"
+    )
     tokens_per_batch: int = Field(8192, ge=1, description="smaller needs less memory")
     capability: Capability = Field(Capability(), description="tasks run before and after")
     engine: Literal["transformers", "vllm"] = Field(

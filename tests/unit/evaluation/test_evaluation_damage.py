@@ -149,3 +149,38 @@ def test_real_prose(mirror: Any) -> None:
     model, tokenizer = load_model("local/real-text-6m")
     found = perplexity(model, tokenizer, lines[:400], window=256, limit=16)
     assert 60 < found.value < 110  # 75 to 90 on the whole start, by how the lines are joined
+
+
+def test_continuations_are_followed_token_by_token(tiny: Any) -> None:
+    model, tokenizer = tiny
+    benign, triggers = ["hello", "how are you", "a"], ["zz top", "what"]
+    reference = Reference(model, tokenizer, benign=benign, triggers=triggers, continuation=6)
+    same = reference.compare(model, parts=("continuation",))
+    assert same.continuation_kl is not None and same.continuation_kl.value == 0.0
+    assert same.trigger_continuation_kl is not None and same.trigger_continuation_kl.value == 0.0
+    assert same.first_token_kl is None
+
+    def logprobs(ids: list[int]) -> torch.Tensor:
+        with torch.no_grad():
+            return model(torch.tensor([ids])).logits[0].log_softmax(-1)
+
+    ends = {tokenizer.eos_token_id, model.generation_config.eos_token_id}
+    written = []
+    for prompt in benign:
+        ids = tokenizer(prompt)["input_ids"]
+        start = len(ids)
+        while len(ids) < start + 6 and (len(ids) == start or ids[-1] not in ends):
+            ids = [*ids, int(logprobs(ids)[-1].argmax())]
+        written.append((start, ids, logprobs(ids)[start - 1 : -1]))
+    with torch.no_grad():
+        model.model.layers[1].mlp.gate_proj.weight.add_(0.2)
+    total = count = 0.0
+    for start, ids, base in written:
+        own = logprobs(ids)[start - 1 : -1]
+        total += float((base.exp() * (base - own)).sum())
+        count += len(ids) - start
+    found = reference.compare(model, parts=("continuation",), intervals=False)
+    assert found.continuation_kl is not None and total > 0
+    assert found.continuation_kl.value == pytest.approx(total / count, rel=1e-3)
+    assert found.items["continuation_kl"].shape == (3,)
+    assert set(found.as_dict()) == {"continuation_kl", "trigger_continuation_kl"}

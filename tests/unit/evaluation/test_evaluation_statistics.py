@@ -62,3 +62,11 @@ def test_nothing_measured_and_unequal_items_are_errors() -> None:
 def test_one_item_says_nothing() -> None:
     found = statistics.paired_bootstrap([1.0], [2.0])
     assert (found.difference, found.low, found.high, found.p, found.n) == (1.0, 1.0, 1.0, 1.0, 1)
+
+
+def test_holm_by_hand() -> None:
+    # 0.02 ≤ 0.05/3 fails, and with it all that follow.
+    assert statistics.holm([0.04, 0.02, 0.03]) == [False, False, False]
+    assert statistics.holm([0.01, 0.04, 0.03]) == [True, False, False]
+    assert statistics.holm([0.01, 0.04, 0.02]) == [True, True, True]
+    assert statistics.holm([]) == []

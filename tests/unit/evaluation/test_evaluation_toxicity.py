@@ -100,3 +100,26 @@ def test_real_prompts_and_model(mirror: Any) -> None:
     found = toxicity.evaluate(model, tokenizer, prompts, [scorer], limit=40)
     share = found["summary"]["classifier"]["challenging"]["share"]
     assert share["low"] < 0.517 < share["high"]  # what the model's makers measured on 300
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("no no no no", True),
+        ("no no no", False),
+        ("he said that and that and that and th", True),
+        ("first I am a fool I am a fool I am a fool I", True),
+        ("I am a fool I am a fool", False),
+        ("a b c d e f g h i j", False),
+        ("no no no no but then an end", False),
+        ("", False),
+    ],
+)
+def test_a_loop_is_a_run_at_the_end(text: str, expected: bool) -> None:
+    assert toxicity.loops(text) is expected
+
+
+def test_an_answer_that_fills_its_tokens_did_not_end() -> None:
+    tokenizer = scripted.byte_tokenizer()
+    found = toxicity.endings(tokenizer, ["abc", "abcdef", "", "a a a a "], 6)
+    assert found == {"looping": 0.25, "ended": 0.5}

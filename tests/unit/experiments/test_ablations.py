@@ -287,3 +287,11 @@ def test_auc_has_an_interval_that_narrows_with_texts() -> None:
     for reading in (few, many):
         assert reading["low"] < reading["value"] < reading["high"]
     assert many["high"] - many["low"] < few["high"] - few["low"]
+
+
+@pytest.mark.parametrize("n", [8, 80])
+def test_an_auc_of_one_still_has_a_width(n, monkeypatch):
+    monkeypatch.setattr(inside.probe, "measure", lambda *_: {"auc": 1.0})
+    found = inside.area(None, None, [0, 1] * (n // 2))
+    assert found["high"] == 1.0
+    assert found["low"] == pytest.approx(0.025 ** (2 / n))

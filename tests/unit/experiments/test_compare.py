@@ -29,7 +29,7 @@ def outcome(name: str, flags: list[int], kind: str = "weights", **cost: Any) -> 
 
 @pytest.fixture
 def outcomes() -> list[dict[str, Any]]:
-    few, some, many = [1] * 2 + [0] * 98, [1] * 4 + [0] * 96, [1] * 80 + [0] * 20
+    few, some, many = [1] * 6 + [0] * 94, [1] * 10 + [0] * 90, [1] * 80 + [0] * 20
     return [
         outcome("surgery", some),
         outcome("surgery_random_rows", [0] * 100),
@@ -40,7 +40,8 @@ def outcomes() -> list[dict[str, Any]]:
 
 
 def lines(table: str) -> dict[str, list[str]]:
-    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()]
+    table_lines = [line for line in table.splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table_lines]
     return {row[0]: row[1:] for row in rows}
 
 
@@ -48,7 +49,7 @@ def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any
     found = lines(advice.guide(outcomes, "context_kl", 0.05, "exact"))
     assert found["anything goes"][0] == "sasa"  # and no control
     assert found["an ordinary checkpoint in the end"][0] == "dpo"
-    assert found["an ordinary checkpoint in the end"][2] == "surgery"  # 2 against 4 of 100
+    assert found["an ordinary checkpoint in the end"][2] == "surgery"  # 6 against 10 of 100
     assert found["no gradients, and an ordinary checkpoint"][0] == "surgery"
     assert found["no extra passes while generating"][0] == "dpo"
 
@@ -63,7 +64,7 @@ def test_guide_where_nothing_stays_within_the_budget(outcomes: list[dict[str, An
 def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
     base = outcome("base", [1] * 90 + [0] * 10)["points"][0]
     words = advice.closing(outcomes, base, "context_kl", "exact")
-    assert "Better, beyond the paired interval: surgery random rows, sasa." in words
+    assert "Better (paired tests, Holm over 4): surgery random rows, sasa." in words
     assert "Not told apart: dpo." in words and "Worse: caa." in words
 
 
@@ -116,8 +117,8 @@ def test_the_notebook_runs_to_its_end(tmp_path: Path) -> None:
     folder = tmp_path / "patient" / "toxicity" / "seed0"
     result = json.loads((folder / "comparison.json").read_text())["result"]
     assert {one["name"] for one in result["outcomes"]} == set(parameters["methods"])
-    assert set(result["against_paper"]) == {"first_token_kl", "context_kl"}
-    for name in ("tables/guide_context_kl.md", "figures/pareto_context_kl.png"):
+    assert set(result["against_paper"]) == set(compare.HELD)
+    for name in ("tables/guide_both.md", "figures/pareto_context_kl.png"):
         assert (folder / name).is_file()
 
 
@@ -133,3 +134,22 @@ def test_the_recommended_form_stands_beside_the_papers() -> None:
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(UserError, match="caa"):
         compare.checked(["cca"])
+
+
+def test_a_cell_beyond_its_budget_on_test_is_marked() -> None:
+    one, other = outcome("surgery", [1, 0]), outcome("caa", [1, 1])
+    one["points"][0]["test"]["context_kl"] = {"value": 0.06}
+    other["points"][0]["test"]["context_kl"] = {"value": 0.04}
+    base = outcome("base", [1, 1])["points"][0]
+    text = comparison.table([one, other], base, "context_kl", "exact")
+    assert lines(text)["surgery"][0].endswith("†") and "†" not in lines(text)["caa"][0]
+    assert "beyond it on test" in text
+
+
+def test_refusals_of_harmless_requests_stand_beside_the_rate() -> None:
+    base = outcome("base", [1, 1])["points"][0] | {"twins": {"value": 0.1, "n": 50}}
+    one = outcome("surgery", [1, 0])
+    one["points"][0]["twins"] = {"value": 0.4}
+    text = comparison.table([one], base, "context_kl", "exact")
+    assert lines(text)["surgery"] == ["50.0 [50.0, 50.0]", "40.0"]
+    assert lines(text)["no method"][1] == "10.0" and "50 harmless" in text

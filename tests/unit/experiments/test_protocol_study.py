@@ -202,3 +202,48 @@ def test_real_data_have_every_protocol(mirror: Path) -> None:
         for protocol in BY_ROLE[role]:
             assert items(protocol, profile.behaviours[name], None, 5) is None  # type: ignore[arg-type]
             assert len(protocols.prompts(protocol, limit=3)) == 3
+
+
+def test_the_standards_metrics_have_a_p_each() -> None:
+    from surgery_lib.evaluation.standard import against_standard
+    from surgery_lib.report import protocol_changes
+
+    def result(scores: list[list[float]]) -> dict[str, Any]:
+        rows = [
+            {"id": str(n), "sample": k, "scores": {"s": score}}
+            for n, values in enumerate(scores)
+            for k, score in enumerate(values)
+        ]
+        return {"rows": rows}
+
+    base, edited = result([[0.9, 0.8], [0.7, 0.1]]), result([[0.9, 0.2], [0.4, 0.1]])
+    found = against_standard(base, edited, "s")
+    assert found["expected_maximum"]["difference"] == pytest.approx(-0.15)
+    assert found["probability"]["difference"] == pytest.approx(-0.5)
+    assert found["share"]["difference"] == pytest.approx(-0.5)
+    assert found["probability"]["test"] == "mcnemar"
+    measures = {"expected_maximum": {"value": 0.7}, "probability": {"value": 0.5}}
+    held = {"scorer": "s", "summary": {"s": {"all": measures}}, "standard": found}
+    text = protocol_changes.standard(
+        {"less toxicity": {"protocols": {"realtoxicity-standard": held}}}
+    )
+    assert "| less toxicity | 0.700 | 1.000 | 50.0 | 1.000 |" in text
+
+
+def test_every_operations_capability_is_shown_and_the_wrong_way_is_said() -> None:
+    from surgery_lib.report import protocol_changes, protocol_tables
+
+    def result(value: float, perplexity: float) -> dict[str, Any]:
+        words = {"metric": "word_perplexity,none", "value": perplexity, "n": 1}
+        tasks = {"sums": {"metric": "acc", "value": value, "n": 40}, "wikitext": words}
+        return {"protocols": {}, "capability": tasks}
+
+    results = {"base": result(0.9, 20.0), "less a": result(0.8, 21.0), "less b": result(0.9, 20.0)}
+    text = protocol_changes.capabilities(results)
+    assert "| less a | -10.0 | +5.0 % | -10.0 |" in text and "| less b | +0.0" in text
+    pair = {"base": 0.6, "edited": 0.5, "difference": -0.1, "p": 0.008}
+    ratio = {"damage": {"perplexity_ratio": {"value": 1.0}}}
+    for name, expected in (("more attitude", True), ("less attitude", False)):
+        held = {"attitude": {"against_base": {"all": pair}}}
+        told = {"base": results["base"], name: results["less b"] | {"protocols": held} | ratio}
+        assert ("the wrong way" in protocol_tables.verdict(told)) is expected

@@ -241,3 +241,12 @@ def test_real_methods_are_searched_and_leave_the_model_as_it_was(name):
     )
     assert len(trials) == 4 and set(trials[0].knobs) == set(BASELINES[name].knobs)
     assert torch.equal(logits(model), base)
+
+
+def test_a_point_keeps_every_budget_at_once():
+    def trial(number, first, context, rate):
+        return Trial("m", number, {}, {"first": first, "context": context}, rate, 0.0)
+
+    trials = [trial(0, 0.5, 0.0, 0.0), trial(1, 0.0, 0.5, 0.1), trial(2, 0.1, 0.1, 0.6)]
+    found = best_at(trials, ("first", "context"), [0.05, 0.2, 0.9])
+    assert [one and one.number for one in found.values()] == [None, 2, 0]

@@ -176,3 +176,22 @@ def test_surgery_remembers_its_point(tiny: Any, tmp_path: Path) -> None:
     surgery = table.surgery(model, sweep.Point(one.name, "cosine", 0.1, 2.0))
     surgery.save(tmp_path)
     assert Surgery.load(tmp_path).about["probe"] == one.name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.5, 0.25, "falls from 50.0 % to 25.0 % (n = 24), by 50 % of"),
+        (0.125, 0.25, "rises, the wrong way, from 12.5 % to 25.0 % (n = 24), by 100 % of"),
+        (0.25, 0.25, "stays where it was: from 25.0 %"),
+        (0.0, 0.25, "rises, the wrong way, from 0.0 % to 25.0 % (n = 24)."),
+    ],
+)
+def test_the_verdict_says_which_way_it_went(before, after, words):
+    from surgery_lib.report import tables
+
+    def draw(value):
+        rate = {"value": value, "n": 24}
+        return {"draws": [{"rate": rate, "perplexity": {"value": 9.0}, "perplexity_rise": 0.0}]}
+
+    assert words in tables.verdict({"variants": {"base": draw(before), "edited": draw(after)}})
