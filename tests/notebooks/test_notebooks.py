@@ -16,6 +16,9 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
+    "08_fingerprint": {"methods", "others", "quick"},
+    "09_drift": {"methods", "train", "test", "longest", "quick"},
+    "11_code": {"methods", "encoder", "programs", "quick"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
