@@ -22,6 +22,8 @@ NOTEBOOKS ?=
 RESULTS ?= results
 GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
+# To the shell as variables, never as part of a command: a quote in a value stays a quote.
+export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW
 
 # OpenMP's threads wait for each other by spinning, for long: beside any other work that costs three
 # to ten times the time. Spinning a little is as fast on a free machine.
@@ -33,19 +35,19 @@ READY := .venv/.installed
 .PHONY: reproduce report grid test quick lab lint lock check-results readme links clean
 
 reproduce: $(READY)
-	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
-	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
-	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+	@$(BIN)/snakemake --profile "$$WORKFLOW" --config profile="$$PROFILE" \
+	  behaviour="$$BEHAVIOUR" seed="$$SEED" results="$$RESULTS" \
+	  set="$$SET" notebooks="$$NOTEBOOKS"
 
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
 grid: $(READY)
-	@$(BIN)/snakemake -s workflow/grid.smk --profile $(WORKFLOW) \
-	  --config grid='$(GRID)' results='$(RESULTS)'
+	@$(BIN)/snakemake -s workflow/grid.smk --profile "$$WORKFLOW" \
+	  --config grid="$$GRID" results="$$RESULTS"
 
 # A static site of whatever RESULTS holds, in RESULTS/site/index.html.
 report: $(READY)
-	@$(BIN)/python -m surgery_lib.site.build '$(RESULTS)'
+	@$(BIN)/python -m surgery_lib.site.build "$$RESULTS"
 
 test: $(READY)
 	@$(BIN)/python -m pytest
@@ -64,7 +66,7 @@ lint: $(READY)
 
 # Compares RESULTS with the committed results/, within stated tolerances.
 check-results: $(READY)
-	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
+	@$(BIN)/python workflow/compare_results.py results "$$RESULTS"
 
 # The README's tables, from the committed results; CHECK=--check only says whether they are.
 readme: $(READY)

@@ -22,7 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from surgery_lib.errors import UserError
-from surgery_lib.parsing import bounded, loads, parse_yaml, read_text
+from surgery_lib.parsing import bounded as bounded
+from surgery_lib.parsing import loads, read_text
+from surgery_lib.parsing import parse_yaml as parse_yaml
 
 HEADER = "model-surgery"  # the metadata's one key
 PACKAGE = Path(__file__).resolve().parent
@@ -78,11 +80,11 @@ def atomic(path: Path | str) -> Iterator[Path]:
 def _sweep(path: Path) -> None:
     """Remove temporary files of `path` that killed processes left behind."""
     pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
-    for name in os.listdir(path.parent):
-        found = pattern.fullmatch(name)
+    for other in path.parent.iterdir():
+        found = pattern.fullmatch(other.name)
         if found and int(found[1]) != os.getpid() and not _alive(int(found[1])):
             with suppress(OSError):
-                (path.parent / name).unlink()
+                other.unlink()
 
 
 def _alive(process: int) -> bool:

@@ -4,6 +4,7 @@ Whatever is wrong with it is a UserError that says what it is called and what to
 """
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,22 +20,24 @@ DEEPEST, MOST_VALUES, LONGEST_YAML = 100, 1_000_000, 1_000_000
 def loads(text: str, what: str = "the text") -> Any:
     """The value of a JSON text; UserError, which calls it `what`, where it is none."""
     try:
-        return bounded(json.loads(text), what)
+        return bounded(json.loads(text), what, math.inf)  # JSON has no aliases
     except UserError:
         raise
     except RecursionError as error:
         raise UserError(f"{what} is nested without end; delete it or make it again") from error
     except (ValueError, TypeError) as error:
-        raise UserError(f"{what} is not valid JSON ({error}); delete it or make it again") from error
+        raise UserError(
+            f"{what} is not JSON ({error}); mend or drop it, or make it again"
+        ) from error
 
 
-def bounded(value: Any, what: str) -> Any:
-    """`value` itself; UserError where it is deeper or larger, aliases followed, than honest data."""
+def bounded(value: Any, what: str, most: float = MOST_VALUES) -> Any:
+    """`value` itself; UserError where it is deeper, or with aliases larger, than honest data."""
     todo, seen = [(value, 0)], 0
     while todo:
         item, depth = todo.pop()
         seen += 1
-        if depth > DEEPEST or seen > MOST_VALUES:
+        if depth > DEEPEST or seen > most:
             raise UserError(
                 f"{what} is nested more than {DEEPEST} levels deep or holds more than "
                 f"{MOST_VALUES:,} values; make it smaller"
@@ -72,7 +75,7 @@ def parse_yaml(text: str, what: str) -> Any:
     if len(text) > LONGEST_YAML:
         raise UserError(f"{what} has over {LONGEST_YAML:,} characters; make it smaller")
     try:
-        return bounded(yaml.load(text, Loader=_Loader), what)  # noqa: S506 a SafeLoader
+        return bounded(yaml.load(text, Loader=_Loader), what)
     except UserError:
         raise
     except RecursionError as error:

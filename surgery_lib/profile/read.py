@@ -31,7 +31,9 @@ def profile_path(name: str | Path) -> Path:
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
         known = f"; there are {', '.join(names)}" if names else ""
     if not files.is_file(path):
-        raise UserError(f"there is no profile {str(name)[:100]}{known}; or give the path of a .yaml file")
+        raise UserError(
+            f"there is no profile {str(name)[:100]}{known}; or give the path of a .yaml file"
+        )
     return path
 
 

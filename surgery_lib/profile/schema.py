@@ -12,7 +12,6 @@ from pydantic import (
     model_validator,
 )
 
-
 # What becomes part of a path and of a command line: profiles, behaviours, grids.
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 # A number of things: true is no number here, though Python takes it for 1.
@@ -164,6 +163,12 @@ class Region(Section):
     effect_texts: int = Field(
         500, ge=1, description="texts with the behaviour that the effect rule reads"
     )
+
+    @model_validator(mode="after")
+    def _scored(self) -> "Region":
+        if "effect" in self.rules and self.matrix != "gate":
+            raise ValueError("the rule effect scores gate rows alone; use cosine, or matrix: gate")
+        return self
 
 
 class Surgery(Section):

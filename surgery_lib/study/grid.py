@@ -83,9 +83,11 @@ class Grid:
 
 
 def _check_list(value: Any, kind: type, what: str) -> None:
-    words = "whole numbers" if kind is int else "names"
+    words = "whole numbers, as in [0, 1]" if kind is int else "names, as in [a, b]"
     if not isinstance(value, list) or not all(type(item) is kind for item in value):
-        raise UserError(f"{what} are a list of {words}, as in {'[0, 1]' if kind is int else '[a, b]'}")
+        raise UserError(
+            f"{what} are a list of {words}, as in {'[0, 1]' if kind is int else '[a, b]'}"
+        )
     if len(set(value)) < len(value):
         raise UserError(f"{what}: one stands twice; name each once")
 

@@ -138,7 +138,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         whole = loads(given.json, "--json")
         if not isinstance(whole, dict):
-            raise UserError("--json is not one JSON object; write {\"name\": value}")
+            raise UserError('--json is not one JSON object; write {"name": value}')
         values = {**whole, **parse_overrides(given.p)}
         run_notebook(given.notebook, values, writes=given.writes, executed=executed)
     except UserError as error:

@@ -295,7 +295,9 @@ def check_edit(edit: Surgery, total: int | None = None, width: int | None = None
         )
     if edit.coefficients.dim() != 1 or not torch.isfinite(edit.coefficients).all():
         raise UserError("the surgery's coefficients are not finite numbers; plan it again")
-    check_rows(edit.rows, int(edit.rows.max()) + 1 if total is None and len(edit.rows) else total or 0)
+    check_rows(
+        edit.rows, int(edit.rows.max()) + 1 if total is None and len(edit.rows) else total or 0
+    )
     check_direction(edit.direction, edit.direction.shape[-1] if width is None else width)
 
 
