@@ -29,7 +29,7 @@ from surgery_lib.surgery import Surgery, probe
 from surgery_lib.surgery.edit import FORMAT, HEADERS
 
 budget = settings(
-    max_examples=40,
+    max_examples=20,
     deadline=None,
     derandomize=True,
     database=None,
@@ -69,7 +69,9 @@ def test_profiles(tmp_path: Path, profile: dict[str, Any]) -> None:
 
 
 @budget
-@given(st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "ignore")))
+@given(
+    st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "ignore"))
+)
 @example(b"\xff\xfea\x00:\x00")
 @example(NESTED.encode())
 @example(BOMB.encode())
@@ -102,7 +104,7 @@ def test_grids(tmp_path: Path, grid: dict[str, Any]) -> None:
 @budget
 @given(st.binary(max_size=80), st.sampled_from([".csv", ".jsonl", ".txt"]))
 @example(b"", ".csv")
-@example('text,label\n"never closed,1\nb,0\n'.encode(), ".csv")
+@example(b'text,label\n"never closed,1\nb,0\n', ".csv")
 @example(b"text,label\n" + b"x" * 200_000 + b",1\n", ".csv")
 @example("text,label\né,1".encode("latin-1"), ".csv")
 @example("text,label\na,1".encode("utf-16"), ".csv")
@@ -171,7 +173,7 @@ def test_patches(
         if which < 0:
             del found[name]
         else:
-            found[name] = ODD_TENSORS[which]
+            found[name] = ODD_TENSORS[which].clone()
     about = {"format": FORMAT, "strength": "1.0", "unit": "row_norm", "fingerprint": "x"}
     about |= {"matrix": "gate", "about": "{}"} | header
     kept = {name: text for name, text in about.items() if text is not None}
@@ -227,7 +229,7 @@ def test_headers_of_safetensors(tmp_path: Path, raw: bytes, header: Any) -> None
 @example(b'{"key": "k"}')
 @example(b'{"key": "k", "name": [], "value": 5}')
 @example(NESTED.encode())
-@example("{\"key\": \"é".encode()[:-1])
+@example('{"key": "é'.encode()[:-1])
 def test_result_files_and_ledgers(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(content)

@@ -235,6 +235,11 @@ def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[
     ]
 
 
+def prompt_text(meter: Meter, shown: str) -> str:
+    """The text of a prompt that an example stands under: its text itself, or its id."""
+    return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
+
+
 def over(point: Mapping[str, Any], budget: Budget) -> float:
     """By what part of what validation may spend a point is over the budget; 0 within it."""
     spent = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
