@@ -33,8 +33,15 @@ from surgery_lib.site.runs import Run, find
 SITE = "site"
 IMAGES = "images"
 # What a table of a results file may stumble over when the file is of another version.
-UNFIT = (LookupError, TypeError, ValueError, AttributeError, StopIteration, OSError)
-UNFIT += (OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
+UNFIT: tuple[type[Exception], ...] = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    StopIteration,
+    OSError,
+)
+UNFIT = (*UNFIT, OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
 # In a vector figure, what a browser would run if the picture were opened by itself.
 ACTIVE = re.compile(
     rb"<script\b.*?(</script\s*>|\Z)|\son\w+\s*=\s*(\"[^\"]*\"|'[^']*')", re.S | re.I
