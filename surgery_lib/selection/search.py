@@ -189,9 +189,14 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
         storage: Any = optuna.storages.InMemoryStorage()
     else:
         path = Path(journal)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(path)
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}); remove it to search anew"
+            ) from error
     study = optuna.create_study(
         storage=storage,
         study_name=baseline.name,

@@ -5,7 +5,6 @@ the best few go on to a sweep over K and strength. Each measured point is kept i
 so that a run that was killed goes on where it stopped.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -113,13 +112,15 @@ class Ledger:
         self.key = key
         self.known: dict[str, dict[str, Any]] = {}
         if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_bytes().split(b"\n"):
                 try:
-                    row = json.loads(line)
+                    row = files.loads(line.decode("utf-8"))
                 except ValueError:
-                    continue  # the line that a crash cut short
-                if row.get("key") == key:
-                    self.known[row["name"]] = row["value"]
+                    continue  # the line that a crash cut short, in the middle of a letter perhaps
+                if isinstance(row, dict) and row.get("key") == key:
+                    name, value = row.get("name"), row.get("value")
+                    if isinstance(name, str) and isinstance(value, dict):
+                        self.known[name] = value
 
     def get(self, name: str) -> dict[str, Any] | None:
         """What was measured under that name, if anything."""
@@ -128,11 +129,8 @@ class Ledger:
     def put(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a measurement; returns it as it reads back."""
         line = files.dumps({"key": self.key, "name": name, "value": value})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as handle:
-            # The line break comes first too: a crash may have cut the last line short.
-            handle.write(f"\n{line}\n")
-        self.known[name] = json.loads(line)["value"]
+        files.append(self.path, line)
+        self.known[name] = files.loads(line)["value"]
         return self.known[name]
 
 
@@ -235,6 +233,11 @@ def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[
         }
         for prompt, before, edited in pairs[:count]
     ]
+
+
+def prompt_text(meter: Meter, shown: str) -> str:
+    """The text of a prompt that an example stands under: its text itself, or its id."""
+    return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
 
 
 def over(point: Mapping[str, Any], budget: Budget) -> float:

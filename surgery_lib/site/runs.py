@@ -32,7 +32,8 @@ class Run:
     def model(self) -> str:
         """The model's id, without a path of somebody's machine."""
         settings = self.result("study.json") or {}
-        found = str(settings.get("model", {}).get("id", "unknown"))
+        model = settings.get("model")
+        found = str(model.get("id", "unknown") if isinstance(model, dict) else "unknown")
         return Path(found).name if Path(found).is_absolute() else found
 
     @property
@@ -72,9 +73,14 @@ class Run:
     def thresholds(self) -> Mapping[str, float]:
         """Scorer → score from which a text counts as showing the behaviour."""
         settings = self.result("study.json") or {}
-        found = settings.get("behaviours", {}).get(self.behaviour, {})
-        scorers = [*found.get("report", []), found.get("guide") or {}]
-        return {s["name"]: s.get("threshold", THRESHOLD) for s in scorers if s.get("name")}
+        try:
+            found = settings.get("behaviours", {}).get(self.behaviour, {})
+            scorers = [*found.get("report", []), found.get("guide") or {}]
+            return {
+                s["name"]: float(s.get("threshold", THRESHOLD)) for s in scorers if s.get("name")
+            }
+        except (AttributeError, TypeError, ValueError):  # settings of another form
+            return {}
 
 
 def find(results: Path) -> list[Run]:

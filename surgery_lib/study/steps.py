@@ -1,6 +1,10 @@
 """The notebooks as steps: what each needs and writes, for the graph and for the site."""
 
 from dataclasses import dataclass
+from pathlib import Path
+
+from surgery_lib import files
+from surgery_lib.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,32 @@ STEPS = {
         Step("11_code", "code.json", ("03_surgery",), long=True),
     )
 }
+
+
+# What a result is of no use without, beside it.
+BESIDE = {
+    "probe.json": "probe.safetensors",
+    "region.json": "region.safetensors",
+    "surgery/surgery.json": "surgery/surgery.safetensors",
+}
+
+
+def whole(folder: Path, step: Step) -> bool:
+    """Whether what a step wrote into a folder is there, readable, and with what belongs to it."""
+    try:
+        document = files.read_json(folder / step.writes)
+    except UserError:
+        return False
+    beside = BESIDE.get(step.writes)
+    if not isinstance(document, dict) or "result" not in document:
+        return False
+    if beside is None:
+        return True
+    try:
+        files.read_metadata(folder / beside)
+    except UserError:
+        return False
+    return True
 
 
 def steps_of(profile: str) -> dict[str, Step]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from surgery_lib.surgery import region
 Unit = Literal["row_norm", "absolute"]
 
 FORMAT = "model-surgery/1"
+TENSORS = ("rows", "coefficients", "direction")
+HEADERS = ("strength", "unit", "fingerprint", "matrix", "about")
 # How much of each selected row the fingerprint reads: an edit changes a row in every column.
 FINGERPRINT_COLUMNS = 16
 
@@ -32,7 +34,7 @@ _applied: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Surgery, list[Tensor]
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Surgery:
     """An edit of one model: row r becomes r + coefficient_r * direction.
 
@@ -49,6 +51,12 @@ class Surgery:
     fingerprint: str
     matrix: str = "gate"
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"Surgery({len(self.rows)} rows of {self.matrix}, strength {self.strength:g} "
+            f"({self.unit}), for {self.fingerprint})"
+        )
 
     @classmethod
     def build(
@@ -146,12 +154,24 @@ class Surgery:
                     "this surgery was made for another model, or this one is already edited; load "
                     "the original, or pass force=True to apply it all the same"
                 )
-        kept = []
-        for weight, local, part in self._parts(model):
-            before = weight[local]  # a copy: the index is a tensor
-            kept.append(before)
-            weight[local] = moved(before, self.coefficients[part], self.direction)
-        applied.append((self, kept))
+        check_edit(self, layout.total_rows(model, self.matrix), layout.hidden_width(model))
+        # Everything is computed before anything is written; what was is kept before it is gone.
+        parts = list(self._parts(model))
+        kept = [weight[local] for weight, local, _ in parts]  # copies: the index is a tensor
+        after = [
+            check_finite(moved(before, self.coefficients[part], self.direction), before.dtype)
+            for before, (_, _, part) in zip(kept, parts, strict=True)
+        ]
+        record = (self, kept)
+        try:
+            applied.append(record)
+            for (weight, local, _), rows in zip(parts, after, strict=True):
+                weight[local] = rows
+        except BaseException:  # Ctrl-C too: no model is left half edited
+            _restore(parts, kept)
+            if applied and applied[-1] is record:
+                applied.pop()
+            raise
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
@@ -163,9 +183,17 @@ class Surgery:
                 if any(surgery is self for surgery, _ in applied)
                 else "this surgery is not applied to this model, so there is nothing to undo"
             )
-        _, kept = applied.pop()
-        for (weight, local, _part), before in zip(self._parts(model), kept, strict=True):
-            weight[local] = before
+        kept, parts = applied[-1][1], list(self._parts(model))
+        if len(parts) != len(kept) or any(
+            weight.dtype != before.dtype for (weight, *_), before in zip(parts, kept, strict=True)
+        ):
+            raise UserError(
+                f"the model was converted since the surgery was applied (its rows were "
+                f"{kept[0].dtype}); convert it back, or load it again"
+            )
+        # Forgotten only when it is back: after an interruption, undo can be called again.
+        _restore(parts, kept)
+        applied.pop()
 
     def save(self, folder: Path | str) -> None:
         """Write the patch, `surgery.safetensors`, into a folder."""
@@ -192,16 +220,32 @@ class Surgery:
         header = files.read_metadata(path)
         if header.get("format") != FORMAT:
             raise UserError(f"{path} is not a surgery of format {FORMAT}; save it again")
-        return cls(
+        lacking = [name for name in TENSORS if name not in tensors]
+        lacking += [name for name in HEADERS if name not in header]
+        if lacking:
+            raise UserError(f"{path} has no {lacking[0]}; save the surgery again")
+        edit = cls(
             rows=tensors["rows"].long(),
             coefficients=tensors["coefficients"],
             direction=tensors["direction"],
-            strength=files.loads(header["strength"]),
+            strength=files.loads(header["strength"], f"{path}, strength"),
             unit=header["unit"],  # type: ignore[arg-type]
             fingerprint=header["fingerprint"],
             matrix=header["matrix"],
-            about=files.loads(header["about"]),
+            about=files.loads(header["about"], f"{path}, about"),
         )
+        number = isinstance(edit.strength, int | float) and not isinstance(edit.strength, bool)
+        if not number or not math.isfinite(edit.strength):
+            raise UserError(f"{path}: its strength is no finite number; save the surgery again")
+        if edit.unit not in get_args(Unit) or not isinstance(edit.about, dict):
+            raise UserError(f"{path}: its unit or about is of another form; save the surgery again")
+        if tensors["rows"].is_floating_point() or not all(
+            tensors[name].is_floating_point() for name in ("coefficients", "direction")
+        ):
+            raise UserError(f"{path}: its numbers are of another type; save the surgery again")
+        layout.check_matrix(edit.matrix)
+        check_edit(edit)
+        return edit
 
     def _parts(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, slice]]:
         """Every matrix that is touched: its view, the rows in it, and which of ours they are."""
@@ -242,8 +286,37 @@ def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequenc
     )
 
 
+def check_edit(edit: Surgery, total: int | None = None, width: int | None = None) -> None:
+    """UserError unless an edit's tensors fit one another and matrices of `total` rows, `width`."""
+    if edit.rows.dim() != 1 or edit.coefficients.shape[:1] != edit.rows.shape:
+        raise UserError(
+            f"the surgery has {tuple(edit.rows.shape)} rows and {tuple(edit.coefficients.shape)} "
+            "coefficients; a row has one of each: save it again"
+        )
+    if edit.coefficients.dim() != 1 or not torch.isfinite(edit.coefficients).all():
+        raise UserError("the surgery's coefficients are not finite numbers; plan it again")
+    check_rows(
+        edit.rows, int(edit.rows.max()) + 1 if total is None and len(edit.rows) else total or 0
+    )
+    check_direction(edit.direction, edit.direction.shape[-1] if width is None else width)
+
+
+def check_finite(rows: Tensor, dtype: torch.dtype) -> Tensor:
+    """The rows; UserError where the edit has made one NaN, infinite or too large for `dtype`."""
+    if not torch.isfinite(rows).all():
+        raise UserError(f"the edit leaves numbers that {dtype} cannot hold; lower the strength")
+    return rows
+
+
+def _restore(parts: Sequence[tuple[Tensor, Tensor, slice]], kept: Sequence[Tensor]) -> None:
+    for (weight, local, _part), before in zip(parts, kept, strict=True):
+        weight[local] = before
+
+
 def check_rows(rows: Tensor, total: int) -> None:
     """UserError unless the sorted row numbers are some of `total`, each once."""
+    if bool((rows[1:] < rows[:-1]).any()):
+        raise UserError("the rows are not in ascending order; sort them, coefficients with them")
     if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
         raise UserError(f"the selected rows must be some of the {total} that the model has")
     if len(rows.unique()) != len(rows):

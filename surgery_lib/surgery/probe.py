@@ -178,7 +178,10 @@ def agreement(probes: Sequence[Probe], layer: int) -> dict[str, Any]:
 
 def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:
     """Labels as (count,) int64. UserError where they are not 0 and 1, both of them, one a text."""
-    given = torch.as_tensor(labels).flatten()
+    try:
+        given = torch.as_tensor(labels).flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("labels are 0 and 1, one a text; convert them first") from error
     if len(given) != count:
         raise UserError(f"there are {count} texts but {len(given)} labels; give one label a text")
     found = sorted(set(given.tolist()))  # before rounding: 0.7 is no label
@@ -216,11 +219,18 @@ def load(path: Path | str) -> dict[str, Probe]:
     tensors = files.read_tensors(path)
     probes = {}
     for name, about in sorted(files.read_metadata(path).items()):  # a header keeps no order
-        probes[name] = Probe(
-            direction=tensors[f"{name}.direction"],
-            classifier=tensors[f"{name}.classifier"],
-            **files.loads(about),
-        )
+        try:
+            probe = Probe(
+                direction=tensors[f"{name}.direction"],
+                classifier=tensors[f"{name}.classifier"],
+                **files.loads(about, f"{path}, {name}"),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no whole probe {name}; train it again") from error
+        vectors = (probe.direction, probe.classifier, torch.tensor(float(probe.bias)))
+        if not all(torch.isfinite(vector).all() for vector in vectors):
+            raise UserError(f"{path}: probe {name} is not finite; train it again")
+        probes[name] = probe
     return probes
 
 
@@ -239,10 +249,12 @@ def import_authors(path: Path | str, *, layer: int, direction: Direction = "pape
         raise UserError(
             f"{path} is not a probe in the authors' form: tensors mlp.weight and mlp.bias"
         ) from error
-    if weight.dim() != 2 or len(weight) != 2:
+    if weight.dim() != 2 or len(weight) != 2 or bias.shape != (2,):
         raise UserError(f"{path}: mlp.weight has shape {tuple(weight.shape)}, expected (2, width)")
     difference = weight[1] - weight[0]
     norm = float(difference.norm())
+    if not np.isfinite(norm) or norm == 0:
+        raise UserError(f"{path}: its two rows are equal or not finite; fetch it again")
     return Probe(
         direction=weight[1] if direction == "paper" else difference / norm,
         classifier=difference / norm,

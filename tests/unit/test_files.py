@@ -64,7 +64,7 @@ def test_corrupt_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="line 1 is not a JSON object"):
         files.read_jsonl(path)
     path.write_text("{")
-    with pytest.raises(UserError, match="not valid JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         files.read_json(path)
 
 

@@ -201,7 +201,7 @@ def test_flagged_text_is_seen_only_on_demand(built: Path) -> None:
 
 def test_what_is_missing_or_broken_is_named(built: Path) -> None:
     page = pages(built)["patient-jailbreak-seed1.html"].seen
-    for words in ("evaluation.json is not valid JSON", "surgery/surgery.json", "probe.json could"):
+    for words in ("evaluation.json is not JSON", "surgery/surgery.json", "probe.json could"):
         assert words in page
     assert "is no notebook" in pages(built)["patient-jailbreak-seed1-02_region.html"].seen
 

@@ -202,7 +202,7 @@ def test_a_profile_that_has_grown_is_still_the_same_study(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ('{"result": {}', "not valid JSON"),
+        ('{"result": {}', "is not JSON"),
         ("{}", "not a result of a study"),
         ('{"schema": 99, "result": 1}', "schema 99"),
     ],
