@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from surgery_lib import files
 from surgery_lib.errors import UserError
-from surgery_lib.files import home
+from surgery_lib.files import bundled, home
 from surgery_lib.profile.schema import Profile
 
 DEEPEST = 20  # profiles that extend one another
@@ -27,7 +27,7 @@ def profile_path(name: str | Path) -> Path:
             path = home() / path
         known = ""
     else:
-        path = home() / "profiles" / f"{name}.yaml"
+        path = bundled("profiles") / f"{name}.yaml"
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
         known = f"; there are {', '.join(names)}" if names else ""
     if not files.is_file(path):

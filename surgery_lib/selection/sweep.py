@@ -27,6 +27,7 @@ from surgery_lib.surgery.effects import effect_scores
 from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
+PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
 # Rules that need the weights alone.
 COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 
@@ -104,14 +105,15 @@ def ledger_key(study: Study, data: BehaviourData) -> str:
 class Ledger:
     """Measured points, one JSON line each, written as soon as they are known.
 
-    `key` names everything that the numbers depend on; lines of another key are not used.
+    `key` names everything that the numbers depend on; lines of another key are not used. Without
+    a path nothing is kept on disk.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path | None, key: str) -> None:
         self.path = path
         self.key = key
         self.known: dict[str, dict[str, Any]] = {}
-        if path.is_file():
+        if path is not None and path.is_file():
             for line in path.read_bytes().split(b"\n"):
                 try:
                     row = files.loads(line.decode("utf-8"))
@@ -129,7 +131,8 @@ class Ledger:
     def put(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a measurement; returns it as it reads back."""
         line = files.dumps({"key": self.key, "name": name, "value": value})
-        files.append(self.path, line)
+        if self.path is not None:
+            files.append(self.path, line)
         self.known[name] = files.loads(line)["value"]
         return self.known[name]
 
@@ -216,6 +219,18 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
     return dict(best)
 
 
+def front(points: Iterable[Mapping[str, Any]], budget: Budget) -> list[dict[str, Any]]:
+    """The points that no other beats in behaviour and damage, by growing damage.
+
+    Damage is the share of the budget that a point spends, in the measure where it spends most.
+    """
+    found: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda p: (spent(p, budget), p["rate"]["value"])):
+        if not found or point["rate"]["value"] < found[-1]["rate"]["value"]:
+            found.append({**point, "spent": spent(point, budget)})
+    return found
+
+
 def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
     """Trigger prompts with what the base and the edited model write, those that changed first.
 
@@ -240,12 +255,17 @@ def prompt_text(meter: Meter, shown: str) -> str:
     return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
 
 
+def spent(point: Mapping[str, Any], budget: Budget) -> float:
+    """The share that a point spends of what validation may spend; above 1 it is over the budget."""
+    shares = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and point.get("context_kl") is not None:
+        shares.append(point["context_kl"] / (budget.context_kl * budget.margin))
+    return float(max(shares))
+
+
 def over(point: Mapping[str, Any], budget: Budget) -> float:
     """By what part of what validation may spend a point is over the budget; 0 within it."""
-    spent = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
-    if budget.context_kl is not None and point.get("context_kl") is not None:
-        spent.append(point["context_kl"] / (budget.context_kl * budget.margin))
-    return float(max(0.0, max(spent) - 1))
+    return max(0.0, spent(point, budget) - 1)
 
 
 def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:

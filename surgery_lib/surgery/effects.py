@@ -5,7 +5,7 @@ behaviour's texts, and where it writes, does not count there. It does here.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,40 @@ def effect_scores(
             "the weights or the directions hold NaN or infinite values; load sound ones"
         )
     return scores
+
+
+def select_rows(
+    model: nn.Module,
+    direction: Tensor,
+    k: int | float = 0.05,
+    *,
+    score: Literal["cosine", "effect"] = "cosine",
+    select: region.Rule = "opposed",
+    tokenizer: Any = None,
+    texts: Sequence[str] = (),
+    matrix: str = "gate",
+    seed: int = 0,
+) -> Tensor:
+    """The rows to edit, ascending: (K,), int64.
+
+    `score` says how rows are ranked: by cosine with the direction (width,), as in the paper, or by
+    first-order effect on `texts` that show the behaviour, for which `tokenizer` is needed.
+    `select` says which of the ranking are taken. `k` is a count or, a float, a share of all rows.
+
+    Raises UserError for another score, and for the effect without texts or of another matrix.
+    """
+    if score == "cosine":
+        scores = region.cosine_scores(model, direction, matrix)
+    elif score != "effect":
+        raise UserError(f"score {score!r} is unknown; choose cosine or effect")
+    elif tokenizer is None or not texts or matrix != "gate":
+        raise UserError(
+            "score='effect' ranks rows of the gate by texts that show the behaviour; give "
+            "tokenizer= and texts=, or use score='cosine'"
+        )
+    else:
+        scores = effect_scores(model, tokenizer, texts, direction[None])[0]
+    return region.select(scores, k, rule=select, seed=seed)
 
 
 def _pushes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor, units: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ row as the authors' recipe leaves it, norm and all.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -109,6 +109,41 @@ def fit(
         )
     _warn_of_polarity(probes, states, y)
     return probes
+
+
+class Probes(Mapping[int, Probe]):
+    """One probe a layer, by the layer's number; `probes[-1]` is the last layer's."""
+
+    def __init__(self, probes: Sequence[Probe]):
+        self._by_layer = {probe.layer: probe for probe in probes}
+
+    def __getitem__(self, layer: int) -> Probe:
+        """UserError for a layer that has no probe."""
+        number = layer if layer >= 0 else max(self._by_layer) + 1 + layer
+        if number not in self._by_layer:
+            raise UserError(
+                f"there is no probe of layer {layer}; there are {', '.join(map(str, self))}"
+            )
+        return self._by_layer[number]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._by_layer
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._by_layer))
+
+    def __len__(self) -> int:
+        return len(self._by_layer)
+
+
+def fit_probes(
+    states: Tensor, labels: Sequence[int] | Tensor, *, estimator: str = "lda", **options: Any
+) -> Probes:
+    """`fit`, with its further options: one probe a layer, by layer number.
+
+    `states` is (texts, layers, width) as `pooled_states` gives it; label 1 has the behaviour.
+    """
+    return Probes(fit(states, labels, estimator=estimator, **options))
 
 
 def fit_all(

@@ -15,8 +15,11 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 ENVIRONMENT = (ROOT / "environment.yml").read_text(encoding="utf-8")
-RUN = [Requirement(text) for text in PROJECT["dependencies"]]
-DEVELOP = [Requirement(text) for text in PROJECT["optional-dependencies"]["dev"]]
+EXTRAS = PROJECT["optional-dependencies"]
+WHOLE = [*PROJECT["dependencies"], *EXTRAS["notebooks"], *EXTRAS["study"]]
+# An extra that takes in another names this package.
+RUN = [one for one in map(Requirement, WHOLE) if one.name != PROJECT["name"]]
+DEVELOP = [one for one in map(Requirement, EXTRAS["dev"]) if one.name != PROJECT["name"]]
 # Where a module is not named as the package that brings it.
 PACKAGES = {
     "sklearn": "scikit-learn",
