@@ -1,8 +1,8 @@
 """A surgery as a LoRA adapter: the edit is exactly a matrix of rank one in every weight it touches.
 
-The step of row r is coefficient_r times the direction, so B = the coefficients, scattered over the
-rows, and A = the direction; several surgeries stack, one rank each. Anything that serves LoRA can
-then serve a base model and its edited versions side by side.
+The step of row r is coefficient_r times the direction of its block, so B = the coefficients,
+scattered over the rows, and A = the direction; several surgeries stack, one rank each. Anything
+that serves LoRA can then serve a base model and its edited versions side by side.
 """
 
 from collections.abc import Sequence
@@ -87,7 +87,7 @@ def _add(
     found = layout.weight_rows(model, edit.matrix, editable=False)
     sizes = [len(one.weight) for one in found]
     surgery.check_rows(edit.rows, sum(sizes))
-    surgery.check_direction(edit.direction, layout.hidden_width(model))
+    surgery.check_direction(edit.direction, layout.hidden_width(model), len(layout.blocks(model)))
     for number, local, part in layout.split_by_matrix(sizes, edit.rows):
         rows = found[number]
         place = rows.place
@@ -99,7 +99,7 @@ def _add(
             factors[rows.parameter] = (place, *blank)
         _, a, b = factors[rows.parameter]
         expert = (rows.expert or 0) if place.stacked else 0
-        coefficients, direction = edit.coefficients[part], edit.direction
+        coefficients, direction = edit.coefficients[part], edit.direction_of(rows.block)
         if place.writes:  # the rows are columns of the weight
             a[expert, rank, local] = coefficients
             b[expert, :, rank] = direction

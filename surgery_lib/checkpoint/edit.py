@@ -52,7 +52,7 @@ def operate(
     matrices = checkpoint.matrices(edit.matrix)
     total = sum(matrix.rows for matrix in matrices)
     surgery.check_rows(edit.rows, total)
-    surgery.check_direction(edit.direction, checkpoint.width)
+    surgery.check_direction(edit.direction, checkpoint.width, checkpoint.depth)
     copying.check_free(destination)
     if not force and fingerprint(checkpoint, edit.rows, edit.matrix) != edit.fingerprint:
         raise UserError(
@@ -142,12 +142,12 @@ def _edit(
     parts = list(layout.split_by_matrix(sizes, edit.rows))
     for number, local, part in tqdm(parts, desc="editing rows", disable=not progress):
         copy = matrices[number].in_folder(folder)
-        coefficients = edit.coefficients[part]
+        coefficients, direction = edit.coefficients[part], edit.direction_of(copy.block)
         with mapped(copy, checkpoint.width, write=True) as mapping:
             for rows, columns in _pieces(mapping.view, local):
                 view = mapping.view[:, columns]
                 view[local[rows]] = surgery.moved(
-                    view[local[rows]], coefficients[rows], edit.direction[columns]
+                    view[local[rows]], coefficients[rows], direction[columns]
                 )
                 mapping.release()
 

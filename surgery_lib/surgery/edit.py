@@ -1,7 +1,8 @@
-"""The edit: rows of a matrix, each moved along one direction (Model Surgery, equation 3).
+"""The edit: rows of a matrix, each moved along a direction (Model Surgery, equation 3).
 
 A surgery is a patch of kilobytes: row indices, what multiplies the direction in each row, and the
-direction. It can be applied, undone bit for bit, used for the length of a `with` block, and saved.
+direction: one for the whole model, or one for every block. It can be applied, undone bit for bit,
+used for the length of a `with` block, and saved.
 """
 
 import math
@@ -23,6 +24,8 @@ from surgery_lib.surgery import region
 Unit = Literal["row_norm", "absolute"]
 
 FORMAT = "model-surgery/1"
+# Of a patch with a direction for every block: what reads only the first format refuses it.
+BLOCKS_FORMAT = "model-surgery/2"
 # How much of each selected row the fingerprint reads: an edit changes a row in every column.
 FINGERPRINT_COLUMNS = 16
 
@@ -34,11 +37,11 @@ _applied: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Surgery, list[Tensor]
 
 @dataclass(frozen=True, eq=False)
 class Surgery:
-    """An edit of one model: row r becomes r + coefficient_r * direction.
+    """An edit of one model: row r becomes r + coefficient_r * direction of its block.
 
     `rows` (K,), int64, ascending, global row numbers of `matrix`; `coefficients` (K,), float32;
-    `direction` (width,), float32. `strength` and `unit` say how the coefficients came about, and
-    `fingerprint` which model they were made for.
+    `direction` (width,), or (blocks, width) where every block has its own, float32. `strength` and
+    `unit` say how the coefficients came about, and `fingerprint` which model they were made for.
     """
 
     rows: Tensor
@@ -65,7 +68,8 @@ class Surgery:
     ) -> "Surgery":
         """Plan an edit of `model`.
 
-        `unit="row_norm"`: the direction is normalised, and strength 1 moves a row by the mean norm
+        `direction` is (width,), or (blocks, width) with one for every block.
+        `unit="row_norm"`: each direction is normalised, and strength 1 moves a row by the mean norm
         of all rows (`row_norm`, measured where it is not given). `unit="absolute"` is the paper's
         strength times the direction as it is.
 
@@ -74,7 +78,7 @@ class Surgery:
         """
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
         check_rows(rows, layout.total_rows(model, matrix))
-        check_direction(direction, layout.hidden_width(model))
+        check_direction(direction, layout.hidden_width(model), len(layout.blocks(model)))
         if row_norm is None:
             row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
         return cls.planned(
@@ -110,7 +114,7 @@ class Surgery:
         return cls(
             rows=rows,
             coefficients=torch.full((len(rows),), coefficient, dtype=torch.float32),
-            direction=direction / direction.norm() if relative else direction,
+            direction=normalised(direction) if relative else direction,
             strength=strength,
             unit=unit,
             fingerprint=fingerprint,
@@ -146,11 +150,12 @@ class Surgery:
                     "this surgery was made for another model, or this one is already edited; load "
                     "the original, or pass force=True to apply it all the same"
                 )
+        check_direction(self.direction, layout.hidden_width(model), len(layout.blocks(model)))
         kept = []
-        for weight, local, part in self._parts(model):
+        for block, weight, local, part in self._parts(model):
             before = weight[local]  # a copy: the index is a tensor
             kept.append(before)
-            weight[local] = moved(before, self.coefficients[part], self.direction)
+            weight[local] = moved(before, self.coefficients[part], self.direction_of(block))
         applied.append((self, kept))
 
     @torch.no_grad()
@@ -164,13 +169,17 @@ class Surgery:
                 else "this surgery is not applied to this model, so there is nothing to undo"
             )
         _, kept = applied.pop()
-        for (weight, local, _part), before in zip(self._parts(model), kept, strict=True):
+        for (_block, weight, local, _part), before in zip(self._parts(model), kept, strict=True):
             weight[local] = before
+
+    def direction_of(self, block: int) -> Tensor:
+        """The direction (width,) along which a block's rows move."""
+        return self.direction if self.direction.dim() == 1 else self.direction[block]
 
     def save(self, folder: Path | str) -> None:
         """Write the patch, `surgery.safetensors`, into a folder."""
         header = {
-            "format": FORMAT,
+            "format": FORMAT if self.direction.dim() == 1 else BLOCKS_FORMAT,
             "strength": files.dumps(self.strength),
             "unit": self.unit,
             "fingerprint": self.fingerprint,
@@ -190,8 +199,10 @@ class Surgery:
         path = Path(folder) / "surgery.safetensors"
         tensors = files.read_tensors(path)
         header = files.read_metadata(path)
-        if header.get("format") != FORMAT:
-            raise UserError(f"{path} is not a surgery of format {FORMAT}; save it again")
+        if header.get("format") not in (FORMAT, BLOCKS_FORMAT):
+            raise UserError(
+                f"{path} is not a surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
+            )
         return cls(
             rows=tensors["rows"].long(),
             coefficients=tensors["coefficients"],
@@ -203,12 +214,20 @@ class Surgery:
             about=files.loads(header["about"]),
         )
 
-    def _parts(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Every matrix that is touched: its view, the rows in it, and which of ours they are."""
-        matrices = [rows.weight for rows in layout.weight_rows(model, self.matrix)]
-        sizes = [len(weight) for weight in matrices]
+    def _parts(self, model: nn.Module) -> Iterator[tuple[int, Tensor, Tensor, slice]]:
+        """Every matrix that is touched: block, view, the rows in it, and which of ours they are."""
+        found = layout.weight_rows(model, self.matrix)
+        sizes = [len(rows.weight) for rows in found]
         for number, local, part in layout.split_by_matrix(sizes, self.rows):
-            yield matrices[number], local.to(matrices[number].device), part
+            weight = found[number].weight
+            yield found[number].block, weight, local.to(weight.device), part
+
+
+def normalised(direction: Tensor) -> Tensor:
+    """A direction (width,), or each of several (blocks, width), with norm 1."""
+    if direction.dim() == 1:
+        return direction / direction.norm()
+    return direction / direction.norm(dim=1, keepdim=True)
 
 
 def moved(before: Tensor, coefficients: Tensor, direction: Tensor) -> Tensor:
@@ -250,12 +269,17 @@ def check_rows(rows: Tensor, total: int) -> None:
         raise UserError("a row is selected twice; each may be edited once")
 
 
-def check_direction(direction: Tensor, width: int) -> None:
-    """UserError unless the direction is as wide as a row, finite and not zero."""
-    if direction.shape != (width,):
+def check_direction(direction: Tensor, width: int, blocks: int | None = None) -> None:
+    """UserError unless the direction is as wide as a row, finite and not zero.
+
+    Where the number of blocks is given, one direction for each of them will do too.
+    """
+    several = blocks is not None and direction.shape == (blocks, width)
+    if direction.shape != (width,) and not several:
         raise UserError(
             f"the direction has shape {tuple(direction.shape)}, the model's hidden states are "
             f"{width} wide; use a probe trained on this model"
         )
-    if not torch.isfinite(direction).all() or not float(direction.float().norm()) > 0:
+    norms = direction.float().norm(dim=-1)
+    if not torch.isfinite(direction).all() or not bool((norms > 0).all()):
         raise UserError("the direction is zero or not finite; train the probe again")
