@@ -4,6 +4,7 @@ from surgery_lib.baselines import surgery
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.base import Baseline
 from surgery_lib.baselines.caa import Caa
+from surgery_lib.baselines.covariance import Covariance
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
 from surgery_lib.baselines.safe_activation import SafeActivation
@@ -14,6 +15,7 @@ _METHODS: tuple[Baseline, ...] = (
     surgery.SURGERY_PAPER,
     surgery.RANDOM_ROWS,
     surgery.RANDOM_DIRECTION,
+    Covariance(),
     Caa(),
     Ablation(),
     Iti(),
