@@ -1,8 +1,8 @@
 """A surgery as a LoRA adapter: the edit is exactly a matrix of rank one in every weight it touches.
 
-The step of row r is coefficient_r times the direction, so B = the coefficients, scattered over the
-rows, and A = the direction; several surgeries stack, one rank each. Anything that serves LoRA can
-then serve a base model and its edited versions side by side.
+The step of row r is coefficient_r times the direction of its block, so B = the coefficients,
+scattered over the rows, and A = the direction; several surgeries stack, one rank each. Anything
+that serves LoRA can then serve a base model and its edited versions side by side.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.models.load import CONFIG_FAULTS
 from surgery_lib.surgery import Surgery
-from surgery_lib.surgery.edit import check_edit
+from surgery_lib.surgery.checks import check_edit
 
 PREFIX = "base_model.model."
 
@@ -88,7 +88,7 @@ def _add(
     """Fill one rank of A (experts, ranks, in) and B (experts, out, ranks) where an edit falls."""
     found = layout.weight_rows(model, edit.matrix, editable=False)
     sizes = [len(one.weight) for one in found]
-    check_edit(edit, sum(sizes), layout.hidden_width(model))
+    check_edit(edit, sum(sizes), layout.hidden_width(model), len(layout.blocks(model)))
     for number, local, part in layout.split_by_matrix(sizes, edit.rows):
         rows = found[number]
         place = rows.place
@@ -100,7 +100,7 @@ def _add(
             factors[rows.parameter] = (place, *blank)
         _, a, b = factors[rows.parameter]
         expert = (rows.expert or 0) if place.stacked else 0
-        coefficients, direction = edit.coefficients[part], edit.direction
+        coefficients, direction = edit.coefficients[part], edit.direction_of(rows.block)
         if place.writes:  # the rows are columns of the weight
             a[expert, rank, local] = coefficients
             b[expert, :, rank] = direction

@@ -1,7 +1,8 @@
-"""The edit: rows of a matrix, each moved along one direction (Model Surgery, equation 3).
+"""The edit: rows of a matrix, each moved along a direction (Model Surgery, equation 3).
 
 A surgery is a patch of kilobytes: row indices, what multiplies the direction in each row, and the
-direction. It can be applied, undone bit for bit, used for the length of a `with` block, and saved.
+direction: one for the whole model, or one for every block. It can be applied, undone bit for bit,
+used for the length of a `with` block, and saved.
 """
 
 import math
@@ -19,10 +20,13 @@ from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
+from surgery_lib.surgery.checks import check_direction, check_edit, check_finite, check_rows
 
 Unit = Literal["row_norm", "absolute"]
 
 FORMAT = "model-surgery/1"
+# Of a patch with a direction for every block: what reads only the first format refuses it.
+BLOCKS_FORMAT = "model-surgery/2"
 TENSORS = ("rows", "coefficients", "direction")
 HEADERS = ("strength", "unit", "fingerprint", "matrix", "about")
 # How much of each selected row the fingerprint reads: an edit changes a row in every column.
@@ -36,11 +40,11 @@ _applied: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Surgery, list[Tensor]
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Surgery:
-    """An edit of one model: row r becomes r + coefficient_r * direction.
+    """An edit of one model: row r becomes r + coefficient_r * direction of its block.
 
     `rows` (K,), int64, ascending, global row numbers of `matrix`; `coefficients` (K,), float32;
-    `direction` (width,), float32. `strength` and `unit` say how the coefficients came about, and
-    `fingerprint` which model they were made for.
+    `direction` (width,), or (blocks, width) where every block has its own, float32. `strength` and
+    `unit` say how the coefficients came about, and `fingerprint` which model they were made for.
     """
 
     rows: Tensor
@@ -73,7 +77,8 @@ class Surgery:
     ) -> "Surgery":
         """Plan an edit of `model`.
 
-        `unit="row_norm"`: the direction is normalised, and strength 1 moves a row by the mean norm
+        `direction` is (width,), or (blocks, width) with one for every block.
+        `unit="row_norm"`: each direction is normalised, and strength 1 moves a row by the mean norm
         of all rows (`row_norm`, measured where it is not given). `unit="absolute"` is the paper's
         strength times the direction as it is.
 
@@ -82,7 +87,7 @@ class Surgery:
         """
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
         check_rows(rows, layout.total_rows(model, matrix))
-        check_direction(direction, layout.hidden_width(model))
+        check_direction(direction, layout.hidden_width(model), len(layout.blocks(model)))
         if row_norm is None:
             row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
         return cls.planned(
@@ -118,7 +123,7 @@ class Surgery:
         return cls(
             rows=rows,
             coefficients=torch.full((len(rows),), coefficient, dtype=torch.float32),
-            direction=direction / direction.norm() if relative else direction,
+            direction=normalised(direction) if relative else direction,
             strength=strength,
             unit=unit,
             fingerprint=fingerprint,
@@ -154,18 +159,21 @@ class Surgery:
                     "this surgery was made for another model, or this one is already edited; load "
                     "the original, or pass force=True to apply it all the same"
                 )
-        check_edit(self, layout.total_rows(model, self.matrix), layout.hidden_width(model))
+        total, width = layout.total_rows(model, self.matrix), layout.hidden_width(model)
+        check_edit(self, total, width, len(layout.blocks(model)))
         # Everything is computed before anything is written; what was is kept before it is gone.
         parts = list(self._parts(model))
-        kept = [weight[local] for weight, local, _ in parts]  # copies: the index is a tensor
+        kept = [weight[local] for _, weight, local, _ in parts]  # copies: the index is a tensor
         after = [
-            check_finite(moved(before, self.coefficients[part], self.direction), before.dtype)
-            for before, (_, _, part) in zip(kept, parts, strict=True)
+            check_finite(
+                moved(before, self.coefficients[part], self.direction_of(block)), before.dtype
+            )
+            for before, (block, _, _, part) in zip(kept, parts, strict=True)
         ]
         record = (self, kept)
         try:
             applied.append(record)
-            for (weight, local, _), rows in zip(parts, after, strict=True):
+            for (_, weight, local, _), rows in zip(parts, after, strict=True):
                 weight[local] = rows
         except BaseException:  # Ctrl-C too: no model is left half edited
             _restore(parts, kept)
@@ -185,7 +193,7 @@ class Surgery:
             )
         kept, parts = applied[-1][1], list(self._parts(model))
         if len(parts) != len(kept) or any(
-            weight.dtype != before.dtype for (weight, *_), before in zip(parts, kept, strict=True)
+            part[1].dtype != before.dtype for part, before in zip(parts, kept, strict=True)
         ):
             raise UserError(
                 f"the model was converted since the surgery was applied (its rows were "
@@ -195,10 +203,14 @@ class Surgery:
         _restore(parts, kept)
         applied.pop()
 
+    def direction_of(self, block: int) -> Tensor:
+        """The direction (width,) along which a block's rows move."""
+        return self.direction if self.direction.dim() == 1 else self.direction[block]
+
     def save(self, folder: Path | str) -> None:
         """Write the patch, `surgery.safetensors`, into a folder."""
         header = {
-            "format": FORMAT,
+            "format": FORMAT if self.direction.dim() == 1 else BLOCKS_FORMAT,
             "strength": files.dumps(self.strength),
             "unit": self.unit,
             "fingerprint": self.fingerprint,
@@ -218,8 +230,10 @@ class Surgery:
         path = Path(folder) / "surgery.safetensors"
         tensors = files.read_tensors(path)
         header = files.read_metadata(path)
-        if header.get("format") != FORMAT:
-            raise UserError(f"{path} is not a surgery of format {FORMAT}; save it again")
+        if header.get("format") not in (FORMAT, BLOCKS_FORMAT):
+            raise UserError(
+                f"{path} is not a surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
+            )
         lacking = [name for name in TENSORS if name not in tensors]
         lacking += [name for name in HEADERS if name not in header]
         if lacking:
@@ -247,12 +261,20 @@ class Surgery:
         check_edit(edit)
         return edit
 
-    def _parts(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Every matrix that is touched: its view, the rows in it, and which of ours they are."""
-        matrices = [rows.weight for rows in layout.weight_rows(model, self.matrix)]
-        sizes = [len(weight) for weight in matrices]
+    def _parts(self, model: nn.Module) -> Iterator[tuple[int, Tensor, Tensor, slice]]:
+        """Every matrix that is touched: block, view, the rows in it, and which of ours they are."""
+        found = layout.weight_rows(model, self.matrix)
+        sizes = [len(rows.weight) for rows in found]
         for number, local, part in layout.split_by_matrix(sizes, self.rows):
-            yield matrices[number], local.to(matrices[number].device), part
+            weight = found[number].weight
+            yield found[number].block, weight, local.to(weight.device), part
+
+
+def normalised(direction: Tensor) -> Tensor:
+    """A direction (width,), or each of several (blocks, width), with norm 1."""
+    if direction.dim() == 1:
+        return direction / direction.norm()
+    return direction / direction.norm(dim=1, keepdim=True)
 
 
 def moved(before: Tensor, coefficients: Tensor, direction: Tensor) -> Tensor:
@@ -286,49 +308,6 @@ def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequenc
     )
 
 
-def check_edit(edit: Surgery, total: int | None = None, width: int | None = None) -> None:
-    """UserError unless an edit's tensors fit one another and matrices of `total` rows, `width`."""
-    if edit.rows.dim() != 1 or edit.coefficients.shape[:1] != edit.rows.shape:
-        raise UserError(
-            f"the surgery has {tuple(edit.rows.shape)} rows and {tuple(edit.coefficients.shape)} "
-            "coefficients; a row has one of each: save it again"
-        )
-    if edit.coefficients.dim() != 1 or not torch.isfinite(edit.coefficients).all():
-        raise UserError("the surgery's coefficients are not finite numbers; plan it again")
-    check_rows(
-        edit.rows, int(edit.rows.max()) + 1 if total is None and len(edit.rows) else total or 0
-    )
-    check_direction(edit.direction, edit.direction.shape[-1] if width is None else width)
-
-
-def check_finite(rows: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows; UserError where the edit has made one NaN, infinite or too large for `dtype`."""
-    if not torch.isfinite(rows).all():
-        raise UserError(f"the edit leaves numbers that {dtype} cannot hold; lower the strength")
-    return rows
-
-
-def _restore(parts: Sequence[tuple[Tensor, Tensor, slice]], kept: Sequence[Tensor]) -> None:
-    for (weight, local, _part), before in zip(parts, kept, strict=True):
+def _restore(parts: Sequence[tuple[int, Tensor, Tensor, slice]], kept: Sequence[Tensor]) -> None:
+    for (_, weight, local, _), before in zip(parts, kept, strict=True):
         weight[local] = before
-
-
-def check_rows(rows: Tensor, total: int) -> None:
-    """UserError unless the sorted row numbers are some of `total`, each once."""
-    if bool((rows[1:] < rows[:-1]).any()):
-        raise UserError("the rows are not in ascending order; sort them, coefficients with them")
-    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
-        raise UserError(f"the selected rows must be some of the {total} that the model has")
-    if len(rows.unique()) != len(rows):
-        raise UserError("a row is selected twice; each may be edited once")
-
-
-def check_direction(direction: Tensor, width: int) -> None:
-    """UserError unless the direction is as wide as a row, finite and not zero."""
-    if direction.shape != (width,):
-        raise UserError(
-            f"the direction has shape {tuple(direction.shape)}, the model's hidden states are "
-            f"{width} wide; use a probe trained on this model"
-        )
-    if not torch.isfinite(direction).all() or not float(direction.float().norm()) > 0:
-        raise UserError("the direction is zero or not finite; train the probe again")
