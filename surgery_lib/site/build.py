@@ -56,7 +56,7 @@ class Site:
             if not any(path.name == one.name for run in self.runs for one in run.notebooks())
         }
         self.templates = Environment(
-            loader=PackageLoader("surgery_lib.report"),
+            loader=PackageLoader("surgery_lib.site"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,

@@ -8,17 +8,8 @@ from typing import Any
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.site.captions import CAPTIONS
+from surgery_lib.study.steps import STEPS
 
-# Results of a study and the notebook that writes each.
-STEPS = {
-    "probe.json": "01_probe",
-    "region.json": "02_region",
-    "surgery/surgery.json": "03_surgery",
-    "evaluation.json": "04_evaluate",
-    "comparison.json": "05_compare",
-    "ablation.json": "06_ablate",
-}
-SHARED = {"patient.json": "00_patient"}  # a profile's, for all behaviours
 THRESHOLD = 0.5
 
 
@@ -51,9 +42,14 @@ class Run:
 
     @property
     def missing(self) -> list[tuple[str, str]]:
-        """(file, notebook that writes it) of what is not there."""
-        steps = STEPS if self.behaviour else SHARED
-        return [(name, step) for name, step in steps.items() if name not in self.documents]
+        """(file, notebook that writes it) of what every study has and this one has not."""
+        own = [step for step in STEPS.values() if step.shared != bool(self.behaviour)]
+        wanted = [step for step in own if step.profile in (None, self.folder.name)]
+        return [
+            (step.writes, step.name)
+            for step in wanted
+            if not step.long and step.writes not in self.documents
+        ]
 
     def pictures(self) -> list[Path]:
         """Every figure, as a vector where there is one, in the order of the notebooks."""
@@ -98,7 +94,7 @@ def _run(folder: Path, results: Path) -> Run:
     behaviour = parts[-2] if len(parts) > 1 and parts[-1].startswith("seed") else None
     name = " · ".join(parts).replace("seed", "seed ")
     run = Run(folder, name or folder.name, "-".join(parts) or "run", behaviour)
-    for wanted in ("study.json", *STEPS, *SHARED):
+    for wanted in ("study.json", *(step.writes for step in STEPS.values())):
         path = folder / wanted
         if not path.is_file():
             continue

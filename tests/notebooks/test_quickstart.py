@@ -10,7 +10,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.experiments import quickstart
 from surgery_lib.surgery import Surgery
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "quickstart.ipynb"
+NOTEBOOK = Path(__file__).resolve().parents[2] / "notebooks" / "quickstart.ipynb"
 SMALL = {
     "evaluation.limit": 24,
     "evaluation.search_prompts": 6,

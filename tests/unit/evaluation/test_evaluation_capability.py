@@ -29,6 +29,7 @@ def likelier(model: Any, tokenizer: Any, question: str) -> int:
     return int(np.argmax(scores))
 
 
+@pytest.mark.slow
 def test_items_are_the_models_own_answers(tiny: Any, tasks: Path) -> None:
     model, tokenizer = tiny
     options: dict[str, Any] = {"include_path": tasks, "batch_size": 5}
@@ -54,6 +55,7 @@ def test_unknown_tasks_and_files_are_named(tiny: Any, tasks: Path) -> None:
         paper_capability(model, tokenizer, ["chess"])
 
 
+@pytest.mark.slow
 def test_the_command_line_gives_the_same_number(tiny: Any, tasks: Path) -> None:
     model, tokenizer = tiny
     with torch.no_grad():  # an edited model, as a surgery leaves it

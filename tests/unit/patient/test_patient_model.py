@@ -73,6 +73,7 @@ def test_the_tokenizer_starts_texts_and_speaks_the_chat_s_form(tokenizer) -> Non
     )
 
 
+@pytest.mark.slow
 def test_training_leaves_everything_or_nothing(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(classifier, "TEXTS", 128)
     monkeypatch.setattr(classifier, "EPOCHS", 1)

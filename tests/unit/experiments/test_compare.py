@@ -15,7 +15,7 @@ from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
 from surgery_lib.study import Study
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[3]
 
 
 def outcome(name: str, flags: list[int], kind: str = "weights", **cost: Any) -> dict[str, Any]:
@@ -67,6 +67,7 @@ def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
     assert "Not told apart: dpo." in words and "Worse: caa." in words
 
 
+@pytest.mark.slow
 def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     overrides = {"evaluation.clean_texts": 4, "evaluation.limit": 60}
     study = Study.start("patient", "toxicity", 0, overrides, tmp_path)
@@ -92,6 +93,7 @@ def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     assert "surgery" in table and "no method" in table
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_to_its_end(tmp_path: Path) -> None:
     parameters = {
         "profile": "patient",

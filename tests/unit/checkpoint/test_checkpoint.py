@@ -302,6 +302,7 @@ def test_headers_are_read_as_safetensors_writes_them(source):
     assert all(found[name].shape == tuple(t.shape) for name, t in tensors.items())
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_leaves_no_half_made_copy(tmp_path):
     """Processes killed at their fsyncs, at the rename, and at random moments."""
     source = saved(build("llama", torch.bfloat16), tmp_path / "source", shard="20KB")

@@ -236,7 +236,7 @@ def test_errors_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 
 def test_formulas_of_all_notebooks_are_drawn() -> None:
-    sources = Path(__file__).parents[1].glob("notebooks/*.ipynb")
+    sources = Path(__file__).parents[3].glob("notebooks/*.ipynb")
     prose = [
         cell.source for path in sources for cell in cells.read(path).cells if "$" in cell.source
     ]

@@ -102,6 +102,7 @@ def measured(bench: Bench) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+@pytest.mark.slow
 def test_every_question_is_answered_undone_and_put_into_words(
     bench: tuple[Bench, Study], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.profile import load_profile
 from surgery_lib.surgery import Surgery
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def section() -> tuple[str, str]:

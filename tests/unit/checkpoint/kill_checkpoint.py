@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from surgery_lib import checkpoint, files
+from surgery_lib import files
+from surgery_lib.checkpoint import edit as checkpoint
 from surgery_lib.surgery import Surgery
 
 

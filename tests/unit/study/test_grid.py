@@ -1,10 +1,10 @@
 """A grid of studies: what it names, what it refuses, what is gathered."""
 
 import pytest
-from test_workflow import ROOT
 
 from surgery_lib import files
 from surgery_lib.errors import UserError
+from surgery_lib.files import home
 from surgery_lib.report import grid as report
 from surgery_lib.study.grid import Grid, gather
 
@@ -20,7 +20,7 @@ def test_the_grid_of_the_patient_is_all_its_studies():
     assert len(grid.folders()) == 9
     assert grid.folders()[0] == "patient/toxicity/seed0"
     assert grid.first("patient") == ("toxicity", 0)
-    assert all((ROOT / "profiles" / f"{name}.yaml").is_file() for name in grid.settings)
+    assert all((home() / "profiles" / f"{name}.yaml").is_file() for name in grid.settings)
 
 
 def test_without_behaviours_and_seeds_a_profile_has_its_own(tmp_path):

@@ -18,7 +18,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.study import run
 from surgery_lib.study.run import run_notebook
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_notebook(path: Path, *cells: str, tag: str = "parameters") -> Path:

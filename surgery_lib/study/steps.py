@@ -1,0 +1,40 @@
+"""The notebooks as steps: what each needs and writes, for the graph and for the site."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Step:
+    """One notebook.
+
+    `needs` are the notebooks before it; `writes` is the file that says that it is done; `shared`
+    where it belongs to a whole profile, not to one behaviour and seed; `profile` the only profile
+    that it is for; `long` where it runs only if asked for by name or with `notebooks=all`.
+    """
+
+    name: str
+    writes: str
+    needs: tuple[str, ...] = ()
+    shared: bool = False
+    long: bool = False
+    profile: str | None = None
+
+
+STEPS = {
+    step.name: step
+    for step in (
+        Step("00_patient", "patient.json", shared=True, profile="patient"),
+        Step("01_probe", "probe.json", ("00_patient",)),
+        Step("02_region", "region.json", ("01_probe",)),
+        Step("03_surgery", "surgery/surgery.json", ("02_region",)),
+        Step("04_evaluate", "evaluation.json", ("03_surgery",)),
+        Step("05_compare", "comparison.json", ("03_surgery",), long=True),
+        Step("06_ablate", "ablation.json", ("03_surgery",), long=True),
+        Step("07_protocols", "protocols.json", ("00_patient",), shared=True, long=True),
+    )
+}
+
+
+def steps_of(profile: str) -> dict[str, Step]:
+    """The steps that a profile has."""
+    return {name: step for name, step in STEPS.items() if step.profile in (None, profile)}
