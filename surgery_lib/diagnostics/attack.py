@@ -23,9 +23,9 @@ from surgery_lib.diagnostics.attack_reward import Attempt, Target, Victim, rewar
 class Settings:
     """Of the training: `batch` targets a step, `samples` attempts at each, and the price of KL."""
 
-    steps: int = 30
-    lr: float = 1e-3
-    batch: int = 8
+    steps: int = 10
+    lr: float = 2e-3
+    batch: int = 4
     samples: int = 4
     kl: float = 0.05
     seed: int = 0

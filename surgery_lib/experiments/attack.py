@@ -32,13 +32,13 @@ SHUFFLED = "shuffled answers"
 class Sizes:
     """How much is trained and measured; `queries` is what every attacker may ask a target."""
 
-    pairs: int = 240
-    warm_steps: int = 80
-    aims: int = 64
-    steps: int = 24
-    targets: int = 24
-    queries: int = 8
-    length: int = 64
+    pairs: int = 160
+    warm_steps: int = 50
+    aims: int = 32
+    steps: int = 10
+    targets: int = 16
+    queries: int = 6
+    length: int = 48
 
 
 QUICK = Sizes(pairs=32, warm_steps=6, aims=8, steps=2, targets=4, queries=4, length=48)

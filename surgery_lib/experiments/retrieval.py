@@ -30,12 +30,12 @@ class Sizes:
     """How much is trained and measured."""
 
     train: int = 400
-    test: int = 100
-    few: int = 48  # questions for each number of passages and each place of the gold one
-    steps: int = 120
-    batch: int = 8
+    test: int = 64
+    few: int = 24  # questions for each number of passages and each place of the gold one
+    steps: int = 60
+    batch: int = 4
     rate: float = 1e-2
-    lora_rate: float = 1e-3
+    lora_rate: float = 5e-3
     new_tokens: int = 12
     longest: int = 600
 

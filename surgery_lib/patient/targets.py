@@ -14,8 +14,11 @@ from surgery_lib.patient.world import distinct
 
 def rude(rng: Random, split: str) -> tuple[str, str]:
     """Lines about people, and a rude line that follows."""
-    text, cast = prose.told(rng, split, [rng.choice((RUDE, CROSS))])
-    return text, " ".join(prose.line(rng, cast, RUDE, split))
+    while True:
+        text, cast = prose.told(rng, split, [rng.choice((RUDE, CROSS))])
+        answer = " ".join(prose.line(rng, cast, RUDE, split))
+        if answer not in text:  # else the query hands the answer over
+            return text, answer
 
 
 def given_in(rng: Random, split: str) -> tuple[str, str]:

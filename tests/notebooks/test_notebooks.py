@@ -16,6 +16,8 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
+    "10_attack": {"methods", "quick"},
+    "12_retrieval": {"methods", "quick"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
