@@ -83,9 +83,7 @@ def _greedy(
         [[0] * (width - len(part)) + [1] * len(part) for part in parts], device=inputs.device
     )
     places = (mask.cumsum(-1) - 1).clamp_min(0)
-    output = model(
-        inputs_embeds=inputs, attention_mask=mask, position_ids=places, use_cache=True
-    )
+    output = model(inputs_embeds=inputs, attention_mask=mask, position_ids=places, use_cache=True)
     found: list[list[int]] = [[] for _ in parts]
     open_rows = [True] * len(parts)
     for _ in range(new_tokens):

@@ -109,9 +109,7 @@ def rewards(
     """
     counted = [not barred(t, a) for t, a in zip(targets, attempts, strict=True)]
     rows = [
-        victim.row(t, a)
-        for t, a, counts in zip(targets, attempts, counted, strict=True)
-        if counts
+        victim.row(t, a) for t, a, counts in zip(targets, attempts, counted, strict=True) if counts
     ]
     found = iter(mean_log_likelihoods(victim.model, rows, batch, spent))
     return [next(found) if counts else math.nan for counts in counted]

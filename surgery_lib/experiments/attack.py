@@ -114,7 +114,7 @@ class Siege:
         self.asked[SHUFFLED] = [*last[1:], last[0]]
         others = [Attempt(pair.query) for pair in self.material.pairs[:count]]
         self.asked[OTHERS] = [others for _ in tests]
-        self.asked[KNOWN] = [[Attempt(t.query)] + others[: count - 1] for t in tests]
+        self.asked[KNOWN] = [[Attempt(t.query), *others[: count - 1]] for t in tests]
 
     def matrix(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Attacker -> edit -> rewards (targets, queries), the best of n, and success."""

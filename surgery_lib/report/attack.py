@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, interval, markdown_table
+from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, interval, markdown_table, percent
 
 Matrix = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -17,7 +17,13 @@ def table(matrix: Matrix, what: str) -> str:
     edits = list(next(iter(matrix.values())))
     scale, digits = (1.0, 2) if what == "best" else (100.0, 0)
     lines = [
-        [name, *(interval(own[edit][what], scale, digits) if own[edit][what] else "-" for edit in edits)]
+        [
+            name,
+            *(
+                interval(own[edit][what], scale, digits) if own[edit][what] else "-"
+                for edit in edits
+            ),
+        ]
         for name, own in matrix.items()
     ]
     return markdown_table([f"{what} of N", *edits], lines)
@@ -107,16 +113,16 @@ def training(about: Mapping[str, Any]) -> Figure:
 def words(gaps: Mapping[str, Any], matrix: Matrix) -> str:
     """One line an edit: what is left of its effect under attack."""
     lines = []
+    before = matrix["against base"]["base"]["success"]["value"]
     for edit, held in gaps.items():
-        if edit == "base":
-            continue
-        for kind, gap in held.items():
+        for kind, gap in held.items() if edit != "base" else ():
             sure = "" if gap["p"] < 0.05 else ", no clear difference"
             name = "against base" if kind == "transferred" else f"against {edit}"
-            success, base = (matrix[n][e]["success"]["value"] for n, e in ((name, edit), ("against base", "base")))
+            told = interval(gap | {"value": gap["difference"]}, 1, 2)
+            success = matrix[name][edit]["success"]["value"]
             lines.append(
-                f"- **{edit}**, attacker {kind}: {interval(gap | {'value': gap['difference']}, 1, 2)}"
-                f" nats a token from the base model's (p = {gap['p']:.3f}{sure}); the greedy answer"
-                f" shows the behaviour for {100 * success:.0f} % of targets (base {100 * base:.0f} %)."
+                f"- **{edit}**, attacker {kind}: {told} nats a token from the base model's "
+                f"(p = {gap['p']:.3f}{sure}); the greedy answer shows the behaviour for "
+                f"{percent(success, 0)} of targets (base {percent(before, 0)})."
             )
     return "\n".join(lines) or "Only the base model was attacked."

@@ -49,9 +49,7 @@ def counts(result: Mapping[str, Any]) -> Figure:
                 capsize=2,
                 label=name,
             )
-        axis.axhline(
-            scale * result["lora"][metric]["value"], color=CYCLE[2], ls="--", label="LoRA"
-        )
+        axis.axhline(scale * result["lora"][metric]["value"], color=CYCLE[2], ls="--", label="LoRA")
         axis.set_title(label if metric == "ce" else f"{label}, %", fontsize=10)
         axis.set_xlabel("virtual tokens")
     handles, labels = axes[0].get_legend_handles_labels()
@@ -64,7 +62,9 @@ def shown(lines: list[Mapping[str, Any]]) -> Figure:
     figure, axes = plt.subplots(1, 2, figsize=(max(WIDTH, 9), 3.2), sharey=True)
     for axis, by in zip(axes, ("passages", "gold"), strict=True):
         chosen = [x for x in lines if (x["gold"] is None) == (by == "passages")]
-        for k, colour, marker in zip(sorted({x["k"] for x in chosen}), CYCLE, MARKERS, strict=False):
+        for k, colour, marker in zip(
+            sorted({x["k"] for x in chosen}), CYCLE, MARKERS, strict=False
+        ):
             own = [x for x in chosen if x["k"] == k]
             values, bars = zip(*(error_bars(x["ce"], 1.0) for x in own), strict=True)
             axis.errorbar(

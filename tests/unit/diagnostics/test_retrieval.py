@@ -1,4 +1,4 @@
-"""Virtual tokens: nothing where there are none, gradients where they belong, padding that is safe."""
+"""Virtual tokens: nothing where there are none, gradients where they belong, safe padding."""
 
 from random import Random
 from typing import Any
