@@ -33,10 +33,10 @@ class Sizes:
     """How much is trained and measured; `queries` is what every attacker may ask a target."""
 
     pairs: int = 160
-    warm_steps: int = 50
+    warm_steps: int = 32
     aims: int = 32
-    steps: int = 10
-    targets: int = 16
+    steps: int = 6
+    targets: int = 12
     queries: int = 6
     length: int = 48
 

@@ -16,7 +16,7 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
-    "10_attack": {"methods", "quick"},
+    "10_attack": {"methods", "quick", "steps"},
     "12_retrieval": {"methods", "quick"},
 }
 
