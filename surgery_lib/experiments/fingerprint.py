@@ -17,6 +17,7 @@ from surgery_lib.models import generation, load_model
 from surgery_lib.surgery import region
 
 UNRELATED = 2
+SAME = 1e-2  # in hundredths: what rounding may part
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +166,10 @@ def portraits(members: Sequence[Member]) -> tuple[list[Any], dict[str, Any]]:
         for j in range(i):
             far.append(100 - square[i][j])
             apart.append(image.distance(images[i], images[j]))
-    rank = float(spearmanr(far, apart).statistic) if len(far) > 2 else None
+    # Pairs of one function are all at 0, and would lift the rank correlation by their number.
+    apart_at_all = [i for i, value in enumerate(far) if value > SAME]
+    known = [[values[i] for i in apart_at_all] for values in (far, apart)]
+    rank = float(spearmanr(*known).statistic) if len(apart_at_all) > 2 else None
     return images, {"ics": far, "image": apart, "rank": rank, "square": square}
 
 

@@ -2,6 +2,7 @@
 
 from surgery_lib.models.load import (
     load_classifier,
+    load_encoder,
     load_model,
     load_tokenizer,
     mirror,
@@ -12,6 +13,7 @@ from surgery_lib.models.load import (
 
 __all__ = [
     "load_classifier",
+    "load_encoder",
     "load_model",
     "load_tokenizer",
     "mirror",

@@ -16,6 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -256,6 +257,21 @@ def load_classifier(
     """A sequence classifier with its tokenizer; same sources and errors as `load_model`."""
     return _load(
         AutoModelForSequenceClassification,
+        name,
+        revision=revision,
+        dtype=dtype,
+        device=device,
+        quantization=None,
+        trust_remote_code=False,
+    )
+
+
+def load_encoder(
+    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A bare encoder, such as of sentences; same sources and errors as `load_model`."""
+    return _load(
+        AutoModel,
         name,
         revision=revision,
         dtype=dtype,

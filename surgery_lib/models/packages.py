@@ -1,7 +1,7 @@
 """Models that come as packages of the package index, and GGUF files as ordinary checkpoints.
 
 `package:<distribution>/<file>` names a file of an installed distribution. A GGUF file, from there
-or anywhere else, is read by transformers, which undoes its quantisation, and kept once in a cache as
+or anywhere else, is read by transformers, which undoes its quantisation, and kept in a cache as
 safetensors in bfloat16; everything downstream sees an ordinary checkpoint.
 """
 

@@ -89,11 +89,18 @@ class Splits(Section):
 class Scorer(Section):
     """Text → [0, 1], one meaning that the behaviour shows."""
 
-    kind: Literal["patient", "classifier", "words", "refusal", "perspective", "judge", "texts"] = (
-        Field(description="which scorer")
-    )
+    kind: Literal[
+        "patient",
+        "classifier",
+        "embeddings",
+        "words",
+        "refusal",
+        "perspective",
+        "judge",
+        "texts",
+    ] = Field(description="which scorer")
     name: str = Field("", description="the column's name in tables; empty: the kind")
-    id: str = Field("", description="model of the classifier or judge; file of texts")
+    id: str = Field("", description="model of the classifier or judge; data set or file of texts")
     revision: str | None = Field(None, description="commit of that model")
     label: int | str = Field(1, description="the classifier's class that shows the behaviour")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which the behaviour counts")

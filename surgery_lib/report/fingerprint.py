@@ -42,7 +42,9 @@ def square(names: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
     for i, line in enumerate(values):
         for j, value in enumerate(line):
             colour = "black" if value > 60 else "white"
-            axis.text(j, i, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+            axis.text(
+                j, i, f"{abs(round(value)):.0f}", ha="center", va="center", fontsize=7, color=colour
+            )
     axis.set_title("Invariant terms of the last two blocks: ICS")
     figure.colorbar(shown, ax=axis, label="ICS", shrink=0.8)
     return figure
@@ -76,7 +78,7 @@ def touch(touched: Mapping[str, Any]) -> Figure:
         axis.set_title(name, fontsize=10)
         axis.tick_params(axis="x", pad=9)
         axis.grid(visible=False, axis="x")
-    axes[0, 0].legend(ncols=3, loc="upper right")
+    axes[0, 0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
     axes[-1, 0].set_xlabel("block (small numbers: rows edited in it)")
     figure.supylabel("100 - correlation of the term", fontsize=10)
     return figure

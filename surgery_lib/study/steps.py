@@ -31,7 +31,10 @@ STEPS = {
         Step("05_compare", "comparison.json", ("03_surgery",), long=True),
         Step("06_ablate", "ablation.json", ("03_surgery",), long=True),
         Step("07_protocols", "protocols.json", ("00_patient",), shared=True, long=True),
+        Step("08_fingerprint", "fingerprint.json", ("03_surgery",), long=True),
+        Step("09_drift", "drift.json", ("03_surgery",), long=True),
         Step("10_attack", "attack.json", ("03_surgery",), long=True),
+        Step("11_code", "code.json", ("03_surgery",), long=True),
         Step("12_retrieval", "retrieval.json", ("03_surgery",), long=True),
     )
 }

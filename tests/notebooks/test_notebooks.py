@@ -16,7 +16,10 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
+    "08_fingerprint": {"methods", "others", "quick"},
+    "09_drift": {"methods", "train", "test", "longest", "quick"},
     "10_attack": {"methods", "quick", "steps"},
+    "11_code": {"methods", "encoder", "programs", "quick"},
     "12_retrieval": {"methods", "quick"},
 }
 
