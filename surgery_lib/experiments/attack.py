@@ -33,9 +33,9 @@ class Sizes:
     """How much is trained and measured; `queries` is what every attacker may ask a target."""
 
     pairs: int = 160
-    warm_steps: int = 32
+    warm_steps: int = 24
     aims: int = 32
-    steps: int = 6
+    steps: int = 4
     targets: int = 12
     queries: int = 6
     length: int = 48

@@ -29,10 +29,10 @@ PASSAGES = (1, 2, 3, 4)
 class Sizes:
     """How much is trained and measured."""
 
-    train: int = 400
-    test: int = 64
-    few: int = 24  # questions for each number of passages and each place of the gold one
-    steps: int = 60
+    train: int = 96
+    test: int = 24
+    few: int = 8  # questions for each number of passages and each place of the gold one
+    steps: int = 24
     batch: int = 4
     rate: float = 1e-2
     lora_rate: float = 5e-3
