@@ -63,7 +63,7 @@ def square(matrix: Matrix) -> Figure:
     )
     figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(names) + 1.6))
     shown = axis.imshow(values, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(len(edits)), edits, fontsize=9)
+    axis.set_xticks(range(len(edits)), [e.replace(", ", ",\n") for e in edits], fontsize=9)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.grid(visible=False)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
