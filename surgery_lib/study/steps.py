@@ -37,7 +37,9 @@ STEPS = {
         Step("07_protocols", "protocols.json", ("00_patient",), shared=True, long=True),
         Step("08_fingerprint", "fingerprint.json", ("03_surgery",), long=True),
         Step("09_drift", "drift.json", ("03_surgery",), long=True),
+        Step("10_attack", "attack.json", ("03_surgery",), long=True),
         Step("11_code", "code.json", ("03_surgery",), long=True),
+        Step("12_retrieval", "retrieval.json", ("03_surgery",), long=True),
     )
 }
 

@@ -18,7 +18,9 @@ OWN = {
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
     "08_fingerprint": {"methods", "others", "quick"},
     "09_drift": {"methods", "train", "test", "longest", "quick"},
+    "10_attack": {"methods", "quick", "steps"},
     "11_code": {"methods", "encoder", "programs", "quick"},
+    "12_retrieval": {"methods", "quick"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
