@@ -27,10 +27,8 @@ def find(
     model: Annotated[str, typer.Argument(help="hub id, folder, or embedded:patient")],
     positive: Texts,
     negative: Texts,
-    prompts: Annotated[
-        Path | None, typer.Option(help="prompts that provoke it, one a line")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="a profile that says what to search")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="what provokes it, one a line")] = None,
+    profile: Annotated[str | None, typer.Option(help="says what to search")] = None,
     out: Annotated[Path, typer.Option(help="folder for patch and reproduce.json")] = Path(
         "my-surgery"
     ),
