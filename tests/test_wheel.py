@@ -9,27 +9,25 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 # What the core must not need: none of these can be imported in the child.
-EXTRAS = set(
-    [
-        "jupyterlab",
-        "papermill",
-        "IPython",
-        "ipywidgets",
-        "nbformat",
-        "nbclient",
-        "nbconvert",
-        "snakemake",
-        "optuna",
-        "lm_eval",
-        "datasets",
-        "peft",
-        "matplotlib",
-        "seaborn",
-        "mistune",
-        "bleach",
-        "psutil",
-    ]
-)
+EXTRAS = {
+    "jupyterlab",
+    "papermill",
+    "IPython",
+    "ipywidgets",
+    "nbformat",
+    "nbclient",
+    "nbconvert",
+    "snakemake",
+    "optuna",
+    "lm_eval",
+    "datasets",
+    "peft",
+    "matplotlib",
+    "seaborn",
+    "mistune",
+    "bleach",
+    "psutil",
+}
 CHILD = """
 import sys
 for name in {blocked!r}:
