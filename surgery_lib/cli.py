@@ -27,10 +27,8 @@ def find(
     model: Annotated[str, typer.Argument(help="hub id, folder, or embedded:patient")],
     positive: Texts,
     negative: Texts,
-    prompts: Annotated[
-        Path | None, typer.Option(help="prompts that provoke it, one a line")
-    ] = None,
-    profile: Annotated[str | None, typer.Option(help="a profile that says what to search")] = None,
+    prompts: Annotated[Path | None, typer.Option(help="what provokes it, one a line")] = None,
+    profile: Annotated[str | None, typer.Option(help="says what to search")] = None,
     out: Annotated[Path, typer.Option(help="folder for patch and reproduce.json")] = Path(
         "my-surgery"
     ),
@@ -46,9 +44,8 @@ def find(
     from surgery_lib.profile import load_profile
     from surgery_lib.selection.find import BUDGET, find_surgery
 
-    given = {"positive": _texts(positive), "negative": _texts(negative)}
-    if prompts is not None:
-        given["prompts"] = _texts(prompts)
+    shown, absent = _texts(positive), _texts(negative)
+    asked = _texts(prompts) if prompts is not None else None
     settings = load_profile(profile) if profile else None
     limits = {"perplexity_rise": perplexity_rise, "context_kl": context_kl}
     changed = {name: value for name, value in limits.items() if value is not None}
@@ -57,7 +54,9 @@ def find(
     found = find_surgery(
         loaded,
         tokenizer,
-        **given,
+        shown,
+        absent,
+        prompts=asked,
         budget=base.model_copy(update=changed),
         profile=settings,
         seed=seed,

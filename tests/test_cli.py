@@ -31,8 +31,8 @@ def test_a_patch_is_inspected_and_applied(patch: Path, tmp_path: Path) -> None:
     facts = json.loads(run("inspect", patch))
     assert facts["matrix"] == "gate" and facts["strength"] == 1.0
     run("apply", "embedded:patient", patch, "--out", tmp_path / "edited")
-    edited, _ = load_model(str(tmp_path / "edited"))
-    model, _ = load_model("embedded:patient")
+    edited, _ = load_model(str(tmp_path / "edited"), dtype="auto")
+    model, _ = load_model("embedded:patient", dtype="auto")
     Surgery.load(patch).apply(model)
     for one, other in zip(model.parameters(), edited.parameters(), strict=True):
         assert torch.equal(one, other)
