@@ -10,6 +10,7 @@ the inputs is any method's and is not counted. Peak memory is of the whole proce
 
 import argparse
 import resource
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,27 +32,25 @@ def measure(tokens: int) -> dict[str, Any]:
     """Seconds of every stage over so many tokens of each kind, and the peak in bytes."""
     generator = torch.Generator().manual_seed(0)
     block = nn.Module()
-    block.mlp = LlamaMLP(LlamaConfig(hidden_size=WIDTH, intermediate_size=ROWS))
-    block.requires_grad_(False)
+    mlp: Any = LlamaMLP(LlamaConfig(hidden_size=WIDTH, intermediate_size=ROWS))
+    block.mlp = mlp.requires_grad_(False)
     second, response = torch.zeros(WIDTH, WIDTH), torch.zeros(ROWS, WIDTH)
     seconds = {"second moment": 0.0, "response": 0.0}
     mean = torch.zeros(WIDTH)
 
     def respond(x: torch.Tensor) -> None:
-        response.addmm_(slopes(block, block.mlp.act_fn, x).t(), x)
+        response.addmm_(slopes(block, mlp.act_fn, x).t(), x)
 
     for _ in range(tokens // TOKENS_PER_BATCH):
         x = torch.randn(TOKENS_PER_BATCH, WIDTH, generator=generator)
-        seconds["second moment"] += timed(lambda x=x: second.addmm_(x.t(), x))
-        seconds["response"] += timed(lambda x=x: respond(x))
+        seconds["second moment"] += timed(partial(second.addmm_, x.t(), x))
+        seconds["response"] += timed(partial(respond, x))
         mean += x.sum(0)
     second /= tokens
     found: dict[str, torch.Tensor] = {}
     seconds["solve"] = timed(lambda: found.update(p=covariance.solve(second, mean / tokens, 0.1)))
     write = torch.randn(WIDTH, generator=generator)
-    seconds["scores"] = timed(
-        lambda: (response @ found["p"]) * (block.mlp.down_proj.weight.t() @ write)
-    )
+    seconds["scores"] = timed(lambda: (response @ found["p"]) * (mlp.down_proj.weight.t() @ write))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {"tokens": tokens, "seconds": seconds, "peak_bytes": peak}
 

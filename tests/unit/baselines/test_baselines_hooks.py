@@ -83,6 +83,10 @@ def test_only_the_stated_tensors_change(fitted, name):
     stated = {
         "wanda": ("self_attn.",),
         "ablation": ("embed_tokens", "o_proj", "down_proj"),
+        "ridge_ablation": ("o_proj", "down_proj"),
+        "norm_preserving": ("o_proj", "down_proj"),
+        "profs": ("down_proj",),
+        "aura": ("down_proj",),
         **{key: ("gate_proj",) for key in IN_PLACE if key.startswith("surgery")},
     }.get(name, ())
     before = state(model)
