@@ -125,4 +125,17 @@ def words(gaps: Mapping[str, Any], matrix: Matrix) -> str:
                 f"(p = {gap['p']:.3f}{sure}); the greedy answer shows the behaviour for "
                 f"{percent(success, 0)} of targets (base {percent(before, 0)})."
             )
-    return "\n".join(lines) or "Only the base model was attacked."
+    lines += _controls(matrix)
+    return "\n".join(lines)
+
+
+def _controls(matrix: Matrix) -> list[str]:
+    """Whether learning to attack paid at all, on the base model."""
+    learnt, fixed = (matrix[name]["base"]["best"] for name in ("against base", "other queries"))
+    if not learnt or not fixed:
+        return []
+    verdict = "gains on" if learnt["value"] > fixed["value"] else "does NOT reach"
+    return [
+        f"- On the base model the trained attacker ({interval(learnt, 1, 2)}) {verdict} queries of "
+        f"other targets ({interval(fixed, 1, 2)}), which cost no training."
+    ]

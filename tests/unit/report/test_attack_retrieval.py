@@ -28,7 +28,7 @@ def test_an_attack_is_told_by_edit_and_attacker() -> None:
     assert "| warm start | -1.00 [-1.10, -0.90] | -2.00" in attack.table(MATRIX, "best")
     said = attack.words({"base": {"transferred": GAP}, "cut": {"retrained": GAP}}, MATRIX)
     assert said.startswith("- **cut**, attacker retrained: -0.50 [-0.90, -0.10]")
-    assert said.count("\n") == 0
+    assert "(-1.00 [-1.10, -0.90]) does NOT reach" in said and said.count("\n") == 1
     lines = [line.get_label() for line in attack.curves(MATRIX).axes[1].lines]
     assert "retrained" in lines and "known query" in lines
     numbers = {text.get_text() for text in attack.square(MATRIX).axes[0].texts}
