@@ -129,8 +129,6 @@ def _rows(source: Source, split: str) -> list[Row]:
         )
     else:
         found = read_table(home() / source.id)
-    if source.label is not None and source.kind == "file":
-        _check_classes(source, found)
     found = [row for row in found if _matches(row, source.where)]
     if source.join:
         found = _joined(source, found)
@@ -143,22 +141,6 @@ def _rows(source: Source, split: str) -> list[Row]:
             "check their values"
         )
     return found[: source.limit] if source.limit else found
-
-
-def _check_classes(source: Source, rows: Sequence[Row]) -> None:
-    """UserError where a file of one's own has labels of one class alone, or too many to be labels.
-
-    Said here, before `where` and `part`, whose own message would hide the reason.
-    """
-    assert source.label is not None
-    values = {str(sources.column(row, source.label)) for row in rows}
-    positive = {str(item) for item in source.positive}
-    if rows and (not values & positive or not values - positive):
-        raise UserError(
-            f"{source.id}: every label in column {source.label!r} is of one class (found "
-            f"{', '.join(sorted(values)[:5])}; positive: {', '.join(sorted(positive))}); give "
-            "texts of both, or correct positive="
-        )
 
 
 def check_amounts(data: BehaviourData) -> None:

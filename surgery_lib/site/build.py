@@ -283,7 +283,7 @@ def _check_replaceable(folder: Path) -> None:
         raise UserError(f"{folder} is a link or a file; give a folder, or remove it")
     if held and not (folder / MARK).is_file():
         raise UserError(
-            f"{folder} holds something that no build has marked as its site; move it away first"
+            f"{folder} holds something that is no site marked by a build; move it away first"
         )
 
 
