@@ -91,9 +91,9 @@ class Splits(Section):
 class Scorer(Section):
     """Text → [0, 1], one meaning that the behaviour shows."""
 
-    kind: Literal["patient", "classifier", "words", "refusal", "perspective", "judge", "texts"] = (
-        Field(description="which scorer")
-    )
+    kind: Literal[
+        "patient", "classifier", "words", "minilm", "refusal", "perspective", "judge", "texts"
+    ] = Field(description="which scorer")
     name: str = Field("", description="the column's name in tables; empty: the kind")
     id: str = Field("", description="model of the classifier or judge; file of texts")
     revision: str | None = Field(None, description="commit of that model")
