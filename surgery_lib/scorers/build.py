@@ -27,6 +27,7 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "words": ("surgery_lib.scorers.words", "WordsScorer", {"id": "id", "revision": "revision"}),
     "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
     "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),
+    "minilm": ("surgery_lib.scorers.minilm", "MiniLMScorer", {"id": "id"}),
     "judge": ("surgery_lib.scorers.judge", "JudgeScorer", {"id": "id"}),
     "texts": ("surgery_lib.scorers.words", "TextsScorer", {"id": "path"}),
     "patient": ("surgery_lib.patient.scorer", "PatientScorer", {"id": "behaviour"}),

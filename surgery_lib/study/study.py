@@ -104,6 +104,9 @@ class Study:
         The same run writes the same bytes: no times, no paths of this machine.
         """
         path = self.path(name)
+        wanted = self.profile.model
+        # Where the profile leaves the format to the machine, results say what it was.
+        used = models.dtype_of(wanted.id, wanted.device) if wanted.dtype == "auto" else None
         files.write_json(
             path,
             {
@@ -115,6 +118,7 @@ class Study:
                 "settings": files.fingerprint(self.settings()),
                 "versions": versions(),
                 "commit": commit(),
+                **({"dtype": used} if used else {}),
                 "inputs": {self._relative(Path(file)): content(Path(file)) for file in inputs},
                 "result": payload,
             },
