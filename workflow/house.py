@@ -15,7 +15,17 @@ PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- begin house -->", "<!-- end house -->"
 # From the ground up: a room may use those before it, none after it.
 ROOMS = [
-    *("errors", "files", "behaviour", "profile", "models", "patient", "surgery", "study"),
+    *(
+        "errors",
+        "parsing",
+        "files",
+        "behaviour",
+        "profile",
+        "models",
+        "patient",
+        "surgery",
+        "study",
+    ),
     *("checkpoint", "data", "scorers", "baselines", "evaluation", "selection", "diagnostics"),
     *("report", "experiments", "site", "cli"),
 ]

@@ -3,7 +3,6 @@
 from surgery_lib.models.load import (
     dtype_of,
     load_classifier,
-    load_encoder,
     load_model,
     load_tokenizer,
     mirror,
@@ -15,7 +14,6 @@ from surgery_lib.models.load import (
 __all__ = [
     "dtype_of",
     "load_classifier",
-    "load_encoder",
     "load_model",
     "load_tokenizer",
     "mirror",

@@ -20,7 +20,6 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError, safe_open
 from transformers import (
     AutoConfig,
-    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -84,12 +83,17 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
         if not EMBEDDED[rest].is_dir():
             raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
         return EMBEDDED[rest]
+    if not isinstance(name, str) or not 0 < len(name) < LONGEST_NAME or "\0" in name:
+        raise UserError(f"{str(name)[:60]!r} is no model; give an existing folder or a hub id")
     if prefix == "package" and kind == "models":
         return packages.resolve(rest)
-    path = Path(name).expanduser()
-    if path.exists():
-        held = gguf.inside(path) if kind == "models" else None
-        return gguf.own(held) if held is not None else path
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            inside = gguf.inside(path) if kind == "models" else None
+            return gguf.own(inside) if inside is not None else path
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} is no path ({error}); give a folder or a hub id") from error
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
     root = mirror()
@@ -98,16 +102,6 @@ def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path |
         if mirrored.is_dir():
             return mirrored
     return name
-
-
-def _checkpoint(path: Path) -> Path:
-    """A model's folder: `path` itself, or what its GGUF file is converted to."""
-    if path.suffix == ".gguf":
-        return packages.gguf_model(path)
-    inside = sorted(path.glob("*.gguf")) if path.is_dir() else []
-    if len(inside) == 1 and not (path / "config.json").is_file():
-        return packages.gguf_model(inside[0])
-    return path
 
 
 def snapshot(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> Path:
@@ -216,13 +210,6 @@ def _placement(device: str) -> str | None:
     return None if kind == "cpu" else device
 
 
-def _fast_bfloat16() -> bool:
-    """Whether this processor multiplies bfloat16 itself: twice as fast as float32 there, and
-    several times slower where it does not."""
-    known = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, lambda: False)() for name in known)
-
-
 def _load(
     family: Any,
     name: str,
@@ -313,21 +300,6 @@ def load_classifier(
     """A sequence classifier with its tokenizer; same sources and errors as `load_model`."""
     return _load(
         AutoModelForSequenceClassification,
-        name,
-        revision=revision,
-        dtype=dtype,
-        device=device,
-        quantization=None,
-        trust_remote_code=False,
-    )
-
-
-def load_encoder(
-    name: str, *, revision: str | None = None, dtype: str = "float32", device: str = "cpu"
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A bare encoder, such as of sentences; same sources and errors as `load_model`."""
-    return _load(
-        AutoModel,
         name,
         revision=revision,
         dtype=dtype,

@@ -19,11 +19,6 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
         "ClassifierScorer",
         {"id": "id", "label": "label", "revision": "revision"},
     ),
-    "embeddings": (
-        "surgery_lib.scorers.embeddings",
-        "EmbeddingsScorer",
-        {"id": "id", "revision": "revision"},
-    ),
     "words": ("surgery_lib.scorers.words", "WordsScorer", {"id": "id", "revision": "revision"}),
     "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
     "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),

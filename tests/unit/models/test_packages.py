@@ -1,69 +1,65 @@
-"""Models from packages and GGUF files: the same weights as an ordinary checkpoint, or one line."""
+"""Models from packages and GGUF files: converted weights are the file's, errors are one line."""
 
+import hashlib
+import shutil
 from pathlib import Path
 
-import gguf
 import numpy as np
 import pytest
-import scripted
 import torch
+from gguf import GGMLQuantizationType, GGUFWriter
+from safetensors.torch import load_file
 
+from surgery_lib import models
 from surgery_lib.errors import UserError
-from surgery_lib.models import load_model, packages, resolve
+from surgery_lib.models import dtypes, gguf, packages
 
-WIDTH, ROWS, HEADS, GROUPS, BLOCKS = 32, 48, 4, 2, 2
-HALF = WIDTH // HEADS // 2
-
-
-def turned(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Rows as llama.cpp orders them for its rotary embedding."""
-    return weight.reshape(heads, 2, HALF, WIDTH).swapaxes(1, 2).reshape(weight.shape)
+WIDTH, INNER, HEADS, BLOCKS, VOCABULARY = 32, 64, 4, 2, 260
 
 
-def write(path: Path) -> dict[str, np.ndarray]:
-    """A tiny Llama as GGUF, and its weights under transformers' names."""
-    tokenizer = scripted.byte_tokenizer()
-    words = [t for t, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
-    words.append("ab")
+def _write(
+    path: Path, kind: type = np.float32, architecture: str = "llama"
+) -> dict[str, np.ndarray]:
+    """A tiny Llama as GGUF, with a byte-level tokenizer; its weights by GGUF's names."""
     rng = np.random.default_rng(0)
-    writer = gguf.GGUFWriter(path, "llama")
+    shapes = {"token_embd.weight": (VOCABULARY, WIDTH), "output_norm.weight": (WIDTH,)}
+    shapes["output.weight"] = (VOCABULARY, WIDTH)
+    for block in range(BLOCKS):
+        inside = {
+            "attn_q": (WIDTH, WIDTH),
+            "attn_k": (WIDTH, WIDTH),
+            "attn_v": (WIDTH, WIDTH),
+            "attn_output": (WIDTH, WIDTH),
+            "ffn_gate": (INNER, WIDTH),
+            "ffn_up": (INNER, WIDTH),
+            "ffn_down": (WIDTH, INNER),
+            "attn_norm": (WIDTH,),
+            "ffn_norm": (WIDTH,),
+        }
+        shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in inside.items()}
+    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    writer = GGUFWriter(path, architecture)
     writer.add_context_length(64)
     writer.add_embedding_length(WIDTH)
     writer.add_block_count(BLOCKS)
-    writer.add_feed_forward_length(ROWS)
+    writer.add_feed_forward_length(INNER)
     writer.add_head_count(HEADS)
-    writer.add_head_count_kv(GROUPS)
+    writer.add_head_count_kv(HEADS)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_vocab_size(len(words))
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(VOCABULARY)
     writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(words)
-    writer.add_token_types([gguf.TokenType.NORMAL] * len(words))
-    writer.add_token_merges(["a b"])
-    writer.add_eos_token_id(0)
-    writer.add_bos_token_id(0)
-    weights: dict[str, np.ndarray] = {}
-
-    def add(ours: str, theirs: str, shape: tuple[int, ...], heads: int = 0) -> None:
-        weight = rng.normal(size=shape).astype(np.float32)
-        weights[theirs] = weight
-        writer.add_tensor(ours, turned(weight, heads) if heads else weight)
-
-    add("token_embd.weight", "model.embed_tokens.weight", (len(words), WIDTH))
-    add("output.weight", "lm_head.weight", (len(words), WIDTH))
-    add("output_norm.weight", "model.norm.weight", (WIDTH,))
-    kept = GROUPS * WIDTH // HEADS
-    for n in range(BLOCKS):
-        at = f"model.layers.{n}"
-        add(f"blk.{n}.attn_norm.weight", f"{at}.input_layernorm.weight", (WIDTH,))
-        add(f"blk.{n}.ffn_norm.weight", f"{at}.post_attention_layernorm.weight", (WIDTH,))
-        add(f"blk.{n}.attn_q.weight", f"{at}.self_attn.q_proj.weight", (WIDTH, WIDTH), HEADS)
-        add(f"blk.{n}.attn_k.weight", f"{at}.self_attn.k_proj.weight", (kept, WIDTH), GROUPS)
-        add(f"blk.{n}.attn_v.weight", f"{at}.self_attn.v_proj.weight", (kept, WIDTH))
-        add(f"blk.{n}.attn_output.weight", f"{at}.self_attn.o_proj.weight", (WIDTH, WIDTH))
-        add(f"blk.{n}.ffn_gate.weight", f"{at}.mlp.gate_proj.weight", (ROWS, WIDTH))
-        add(f"blk.{n}.ffn_up.weight", f"{at}.mlp.up_proj.weight", (ROWS, WIDTH))
-        add(f"blk.{n}.ffn_down.weight", f"{at}.mlp.down_proj.weight", (WIDTH, ROWS))
+    writer.add_token_list([*(chr(0x100 + n) for n in range(VOCABULARY - 2)), "Āā", "<end>"])
+    writer.add_token_types([1] * (VOCABULARY - 1) + [3])
+    writer.add_token_merges(["Ā ā"])
+    writer.add_bos_token_id(VOCABULARY - 1)
+    writer.add_eos_token_id(VOCABULARY - 1)
+    writer.add_chat_template("{{ messages[0].content }}")
+    for name, weight in weights.items():
+        matrix = weight.ndim == 2 and kind is np.float16
+        stored = GGMLQuantizationType.F16 if matrix else GGMLQuantizationType.F32
+        writer.add_tensor(name, weight.astype(kind) if matrix else weight, raw_dtype=stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -71,66 +67,140 @@ def write(path: Path) -> dict[str, np.ndarray]:
     return weights
 
 
-@pytest.fixture
+def _unpermuted(weight: np.ndarray) -> np.ndarray:
+    """GGUF interleaves the halves of each head of queries and keys; transformers does not."""
+    return (
+        weight.reshape(HEADS, weight.shape[0] // HEADS // 2, 2, weight.shape[1])
+        .swapaxes(1, 2)
+        .reshape(weight.shape)
+    )
+
+
+@pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MODEL_SURGERY_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
+    folder = tmp_path / "cache"
+    monkeypatch.setenv(gguf.CACHE, str(folder))
+    return folder
 
 
-def test_converted_weights_are_those_of_the_file(tmp_path: Path, cache: Path) -> None:
-    weights = write(tmp_path / "tiny.gguf")
-    model, tokenizer = load_model(str(tmp_path / "tiny.gguf"), dtype="bfloat16")
-    held = model.state_dict()
-    assert weights.keys() <= held.keys()
-    for name, weight in weights.items():
-        assert torch.equal(held[name], torch.from_numpy(weight).bfloat16()), name
-    assert getattr(model.config, "quantization_config", None) is None
-    assert tokenizer("a").input_ids
-    # Converted once; a folder that holds only the file means the same.
-    folders = [path.name for path in cache.iterdir()]
-    assert len(folders) == 1 and not folders[0].startswith(".")
-    assert resolve(str(tmp_path / "tiny.gguf")) == cache / folders[0]
-    inner = tmp_path / "folder"
-    inner.mkdir()
-    (tmp_path / "tiny.gguf").rename(inner / "tiny.gguf")
-    assert resolve(str(inner)) == cache / folders[0]
+@pytest.mark.parametrize("kind", [np.float32, np.float16])
+def test_converted_weights_are_the_files(tmp_path: Path, cache: Path, kind: type) -> None:
+    weights = _write(tmp_path / "tiny.gguf", kind)
+    folder = models.resolve(str(tmp_path / "tiny.gguf"))
+    assert isinstance(folder, Path) and folder.parent == cache
+    held = load_file(folder / "model.safetensors")
+    names = {
+        "attn_q": "self_attn.q_proj",
+        "attn_k": "self_attn.k_proj",
+        "ffn_gate": "mlp.gate_proj",
+    }
+    names |= {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm"}
+    for block in range(BLOCKS):
+        for short, long in names.items():
+            wanted = weights[f"blk.{block}.{short}.weight"]
+            wanted = wanted.astype(kind) if wanted.ndim == 2 else wanted
+            if short in ("attn_q", "attn_k"):
+                wanted = _unpermuted(wanted)
+            found = held[f"model.layers.{block}.{long}.weight"]
+            assert found.dtype == torch.bfloat16
+            assert torch.equal(found, torch.tensor(wanted).float().bfloat16()), short
+    model, tokenizer = models.load_model(str(tmp_path))  # a folder with one GGUF file
+    assert not hasattr(model.config, "quantization_config")
+    assert tokenizer.chat_template == "{{ messages[0].content }}"
+    assert [entry.name for entry in cache.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize("damage", ["truncated", "not gguf", "unknown architecture"])
-def test_a_bad_file_is_one_line_and_leaves_nothing(
+@pytest.mark.parametrize("damage", ["truncated", "unknown", "magic"])
+def test_damaged_files_are_one_line_and_leave_nothing(
     tmp_path: Path, cache: Path, damage: str
 ) -> None:
-    path = tmp_path / "bad.gguf"
-    if damage == "unknown architecture":
-        writer = gguf.GGUFWriter(path, "nonesuch")
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-    else:
-        write(path)
-        content = path.read_bytes()
-        path.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"x" + content)
-    with pytest.raises(UserError, match=r"bad\.gguf") as caught:
-        load_model(str(path))
-    assert "\n" not in str(caught.value)
-    assert not cache.exists() or not list(cache.iterdir())
+    path = tmp_path / "tiny.gguf"
+    _write(path, architecture="sphinx" if damage == "unknown" else "llama")
+    raw = path.read_bytes()
+    if damage == "truncated":
+        path.write_bytes(raw[: len(raw) // 2])
+    if damage == "magic":
+        path.write_bytes(b"JUNK" + raw[4:])
+    with pytest.raises(UserError) as caught:
+        models.resolve(str(path))
+    said = {"truncated": "truncated", "unknown": "'sphinx'", "magic": "no GGUF"}[damage]
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert list(cache.iterdir()) == []
 
 
-def test_a_missing_package_file_or_part_says_what_to_do(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+def _install(
+    site: Path, name: str, files: dict[str, bytes], requires: tuple[str, ...] = ()
 ) -> None:
-    with pytest.raises(UserError, match="make models"):
-        resolve("package:no-such-package/model.gguf")
-    with pytest.raises(UserError, match="holds no"):
-        resolve("package:gguf/no-such-file.gguf")
-    part = tmp_path / "a.part"
-    part.write_bytes(b"GGUF")
-    whole = packages.Parts((("one", "a.part"),), size=4, sha256="0" * 64)
-    monkeypatch.setitem(packages.ASSEMBLED, "whole/x.gguf", whole)
-    monkeypatch.setattr(packages, "_member", lambda owner, file: part)
-    with pytest.raises(UserError, match="install them again"):
-        resolve("package:whole/x.gguf")
-    part.unlink()
-    with pytest.raises(UserError, match="is missing"):
-        resolve("package:whole/x.gguf")
+    """A distribution as an installer leaves it: files, METADATA, RECORD with sizes and hashes."""
+    module = name.replace("-", "_")
+    lines = []
+    for file, content in files.items():
+        path = site / module / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        lines.append(f"{module}/{file},,{len(content)}")
+    about = site / f"{module}-1.0.dist-info"
+    about.mkdir()
+    needs = "".join(f"Requires-Dist: {need}\n" for need in requires)
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n{needs}")
+    (about / "RECORD").write_text("\n".join(lines))
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model in two parts, installed; the folder of its packages."""
+    _write(tmp_path / "tiny.gguf")
+    raw = (tmp_path / "tiny.gguf").read_bytes()
+    site = tmp_path / "site"
+    half = len(raw) // 2
+    sums = f"{hashlib.sha256(raw).hexdigest()}  tiny.gguf\n".encode()
+    _install(site, "tiny-gguf", {"SHA256SUMS": sums}, ("tiny-gguf-part1", "tiny-gguf-part2"))
+    _install(site, "tiny-gguf-part1", {"tiny.gguf.part00": raw[:half]})
+    _install(site, "tiny-gguf-part2", {"tiny.gguf.part01": raw[half:]})
+    monkeypatch.syspath_prepend(str(site))
+    return site
+
+
+def test_parts_become_the_file(tmp_path: Path, parts: Path) -> None:
+    assert models.resolve("package:tiny-gguf/tiny.gguf") == gguf.own(tmp_path / "tiny.gguf")
+
+
+@pytest.mark.parametrize("damage", ["missing", "short", "changed", "package"])
+def test_damaged_parts_are_one_line(parts: Path, cache: Path, damage: str) -> None:
+    part = parts / "tiny_gguf_part2" / "tiny.gguf.part01"
+    raw = part.read_bytes()
+    if damage == "missing":
+        part.unlink()
+    elif damage == "short":
+        part.write_bytes(raw[:-1])
+    elif damage == "changed":
+        part.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    else:
+        shutil.rmtree(parts / "tiny_gguf_part2-1.0.dist-info")
+    said = {"missing": "is missing", "short": "bytes and not", "changed": "SHA-256"}
+    with pytest.raises(UserError, match=said.get(damage, "make models")) as caught:
+        models.resolve("package:tiny-gguf/tiny.gguf")
+    assert "\n" not in str(caught.value)
+    assert not cache.exists() or list(cache.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "name", ["no-such-package/model.gguf", "tiny-gguf/other.gguf", "tiny-gguf"]
+)
+def test_what_is_not_there_says_what_to_do(parts: Path, name: str) -> None:
+    with pytest.raises(UserError, match=r"make models|write package:"):
+        packages.resolve(name)
+
+
+def test_auto_keeps_small_models_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "tiny.gguf")
+    folder = gguf.own(tmp_path / "tiny.gguf")
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: False)
+    assert models.load_model(str(folder), dtype="auto", device="cpu")[0].dtype == torch.bfloat16
+    monkeypatch.setattr(dtypes, "LARGE", 10)
+    assert models.load_model(str(folder), dtype="auto", device="cpu")[0].dtype == torch.float32
+    assert models.dtype_of(str(folder), "cpu") == "float32"
+    monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: True)
+    assert models.load_model(str(folder), dtype="auto", device="cpu")[0].dtype == torch.bfloat16

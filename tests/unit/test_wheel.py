@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # What the core must not need: none of these can be imported in the child.
 EXTRAS = {
     "jupyterlab",
@@ -61,6 +61,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next(folder.glob("*.whl"))
 
 
+@pytest.mark.slow
 def test_data_and_profiles_are_inside_and_extras_are_not_needed(
     wheel: Path, tmp_path: Path
 ) -> None:
