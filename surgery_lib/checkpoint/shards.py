@@ -19,7 +19,7 @@ import torch
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
-from surgery_lib.models.load import indexed
+from surgery_lib.models.check import indexed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -12,7 +12,7 @@ from surgery_lib.behaviour import SPLITS, BehaviourData, Example, Prompt, first_
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
-from surgery_lib.models import activations, generation
+from surgery_lib.models import generation, tokens
 from surgery_lib.profile import Behaviour, Source, Splits
 
 Row = dict[str, Any]
@@ -182,7 +182,7 @@ def _read_csv(path: Path) -> list[Row]:
     Fields may be as long as a text may be. A quote that is never closed swallows the rows after it,
     which then lack fields or, at the end of the file, the closing quote.
     """
-    before = csv.field_size_limit(activations.LONGEST_TEXT)
+    before = csv.field_size_limit(tokens.LONGEST_TEXT)
     try:
         reader = csv.reader(io.StringIO(files.read_text(path), newline=""), strict=True)
         header = next(reader, [])
@@ -232,7 +232,7 @@ def _text(source: Source, row: Row) -> str:
         raise UserError(
             f"{source.id}: a row has nothing in column {source.text!r}; fill it or drop the row"
         )
-    return activations.check_text(str(value), f"{source.id}: a text")
+    return tokens.check_text(str(value), f"{source.id}: a text")
 
 
 def _as_example(source: Source, row: Row, _identity: str) -> Example:

@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from surgery_lib.errors import UserError
-from surgery_lib.models.activations import check_text
 from surgery_lib.models.sampling import Decoding, InverseSampling, generator
+from surgery_lib.models.tokens import check_text
 
 
 @runtime_checkable

@@ -8,7 +8,6 @@ Layer, rows and strength are chosen on one half of the prompts, under a budget o
 result reports is measured on the other half, which nothing was chosen on.
 """
 
-import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from surgery_lib import files
-from surgery_lib.behaviour import BehaviourData, Example, Prompt
+from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Meter
 from surgery_lib.evaluation.statistics import Paired
@@ -28,15 +27,11 @@ from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import Choice, choose
 from surgery_lib.selection.operations import spaced
+from surgery_lib.selection.texts import behaviour_data
 from surgery_lib.surgery import Surgery, probe
 
-TEXTS_NEEDED = 20  # of each label
-PROMPTS_NEEDED = 10
-# Shares of the labelled texts: to fit on, to choose with, to report with.
-SHARES = (0.6, 0.8)
 LAYERS = 8  # evenly spaced, the last one with them
 SEARCH_PROMPTS = 40  # of those to choose on
-CONTENT_WORDS = 40  # of a harmless text that follows what triggers the behaviour
 BUDGET = Budget(perplexity_rise=0.10, context_kl=0.05)
 # What the studies of this repository chose on most models; cosine alone where experts are.
 SEARCH: dict[str, Any] = {
@@ -159,7 +154,7 @@ def find_surgery(
     """
     started = time.perf_counter()
     settings = _settings(model, profile, budget)
-    data = _data(name, positive, negative, prompts, clean, seed)
+    data = behaviour_data(name, positive, negative, prompts, clean, seed)
     spec = Behaviour.model_validate(
         {**SEARCH["behaviours"]["own"], "max_new_tokens": max_new_tokens}
     )
@@ -252,74 +247,6 @@ def _settings(
         return settings
     given = budget if isinstance(budget, Budget) else Budget.model_validate(dict(budget))
     return settings.model_copy(update={"budget": given})
-
-
-def _data(
-    name: str,
-    positive: Sequence[str],
-    negative: Sequence[str],
-    prompts: Sequence[str] | None,
-    clean: Sequence[str] | None,
-    seed: int,
-) -> BehaviourData:
-    """The texts in three parts, and what else is measured, from what was given."""
-    draw = random.Random(seed)
-    parts: dict[int, list[list[str]]] = {}
-    for label, texts in ((1, positive), (0, negative)):
-        unique = list(dict.fromkeys(text.strip() for text in texts if text.strip()))
-        if len(unique) < TEXTS_NEEDED:
-            raise UserError(
-                f"{len(unique)} different texts {'with' if label else 'without'} the behaviour, "
-                f"and {TEXTS_NEEDED} are needed; give more"
-            )
-        draw.shuffle(unique)
-        first, second = (round(share * len(unique)) for share in SHARES)
-        parts[label] = [unique[:first], unique[first:second], unique[second:]]
-    given = {label: {text for part in parts[label] for text in part} for label in parts}
-    if both := given[1] & given[0]:
-        raise UserError(
-            f"{len(both)} texts are given both as positive and as negative "
-            f"({min(both)[:40]!r}…); drop them from one of the two"
-        )
-    if prompts is None:
-        prompts = [_opening(text) for part in parts[1][1:] for text in part]
-    prompts = list(dict.fromkeys(text for text in prompts if text.strip()))
-    if len(prompts) < PROMPTS_NEEDED:
-        raise UserError(
-            f"{len(prompts)} different prompts, and {PROMPTS_NEEDED} are needed; give more prompts "
-            "that provoke the behaviour"
-        )
-    draw.shuffle(prompts)
-    half = len(prompts) // 2
-    asked = {"validation": prompts[:half], "test": prompts[half:]}
-    prose = {"validation": parts[0][1], "test": parts[0][2]}
-    if clean:
-        texts = list(dict.fromkeys(text for text in clean if text.strip()))
-        prose = {"validation": texts[: len(texts) // 2], "test": texts[len(texts) // 2 :]}
-    return BehaviourData(
-        name=name,
-        examples={
-            split: [Example(text, label) for label in (1, 0) for text in parts[label][number]]
-            for number, split in enumerate(("train", "validation", "test"))
-        },
-        prompts={
-            split: [Prompt(f"{split}/{n}", text, "challenging") for n, text in enumerate(texts)]
-            for split, texts in asked.items()
-        },
-        clean=prose,
-        contexts={
-            split: [
-                (prompt, "\n\n" + " ".join(text.split()[:CONTENT_WORDS]))
-                for prompt, text in zip(asked[split], prose[split], strict=False)
-            ]
-            for split in asked
-        },
-    )
-
-
-def _opening(text: str) -> str:
-    words = text.split()
-    return " ".join(words[: max(1, len(words) // 2)])
 
 
 def _probes(

@@ -27,6 +27,7 @@ from surgery_lib.files import home
 from surgery_lib.report import tables
 from surgery_lib.site import beside, cells, completions, measured
 from surgery_lib.site.captions import alternative, caption
+from surgery_lib.site.folder import MARK, check_replaceable
 from surgery_lib.site.markup import markdown, veil_where
 from surgery_lib.site.runs import Run, find
 
@@ -46,7 +47,6 @@ UNFIT = (*UNFIT, OverflowError, RecursionError, SyntaxError, Image.Decompression
 ACTIVE = re.compile(
     rb"<script\b.*?(</script\s*>|\Z)|\son\w+\s*=\s*(\"[^\"]*\"|'[^']*')", re.S | re.I
 )
-MARK = ".model-surgery-site"  # in a folder that a build has written and the next may replace
 
 
 @dataclass(frozen=True)
@@ -273,20 +273,6 @@ def _provenance(run: Run) -> str:
     return measured.table(steps, "result", "made with")
 
 
-def _check_replaceable(folder: Path) -> None:
-    """UserError unless the folder is empty, not there, or one that an earlier build has marked."""
-    try:
-        held = folder.is_dir() and any(folder.iterdir())
-    except OSError as error:
-        raise UserError(f"{folder} cannot be read ({error.strerror}); choose another") from error
-    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is a link or a file; give a folder, or remove it")
-    if held and not (folder / MARK).is_file():
-        raise UserError(
-            f"{folder} holds something that is no site marked by a build; move it away first"
-        )
-
-
 def build(results: Path | str = "results", folder: Path | str | None = None) -> list[Path]:
     """Write the site of a results folder, `<results>/site/` by default; returns its pages.
 
@@ -294,7 +280,7 @@ def build(results: Path | str = "results", folder: Path | str | None = None) -> 
     """
     results = Path(results).resolve()
     target = Path(folder).absolute() if folder else results / SITE
-    _check_replaceable(target)
+    check_replaceable(target)
     # Built beside its place: until every page is written, the old site stays.
     fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:

@@ -102,6 +102,8 @@ def test_a_user_error_in_a_notebook_is_the_one_line_that_is_printed(
 
 STEP = """
 import json, os, pathlib, time
+from surgery_lib import files
+import torch
 folder = pathlib.Path(results) / profile / behaviour / f"seed{seed}"
 count = folder / f"{NAME}.runs"
 count.write_text(count.read_text() + "." if count.is_file() else ".")
@@ -109,7 +111,9 @@ while pathlib.Path("slow").exists() and NAME == "02_region":
     time.sleep(0.1)
 result = folder / WRITES
 result.parent.mkdir(exist_ok=True)
-result.with_suffix(".tmp").write_text(json.dumps([seed, behaviour, overrides]))
+files.write_tensors(result.with_suffix(".safetensors"), {"x": torch.ones(1)}, {"study": "stub"})
+document = {"result": [seed, behaviour, overrides]}
+result.with_suffix(".tmp").write_text(json.dumps(document))
 os.replace(result.with_suffix(".tmp"), result)
 """
 PARAMETERS = "profile = 'x'\nbehaviour = 'x'\nseed = 0\noverrides = {}\nresults = 'x'"
@@ -161,7 +165,7 @@ def test_a_killed_run_resumes_and_a_lost_result_is_made_again(graph: Path) -> No
 
     code, output = finish(snakemake(graph))
     assert code == 0, output
-    assert json.loads((folder / "region.json").read_text()) == [0, "toxicity", {}]
+    assert json.loads((folder / "region.json").read_text())["result"] == [0, "toxicity", {}]
     assert (folder / "01_probe.runs").read_text() == "."
     assert (folder / "02_region.runs").read_text() == ".."
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from surgery_lib import checkpoint, files
 from surgery_lib.data import load as data_load
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations, load, push
+from surgery_lib.models import activations, check, push, tokens
 from surgery_lib.profile import load_profile
 from surgery_lib.scorers import network
 from surgery_lib.scorers.build import check
@@ -38,8 +38,8 @@ def test_an_interrupted_edit_loses_nothing(moment: str, monkeypatch: pytest.Monk
     parts = Surgery._parts
 
     def watched(self: Surgery, model: Any) -> Any:
-        for weight, local, part in parts(self, model):
-            yield _Interrupted(weight, writes), local, part
+        for block, weight, local, part in parts(self, model):
+            yield block, _Interrupted(weight, writes), local, part
 
     if moment == "apply":
         monkeypatch.setattr(Surgery, "_parts", watched)
@@ -206,7 +206,7 @@ def test_texts_that_no_tokenizer_should_see() -> None:
         (None, "no text"),
     ]:
         with pytest.raises(UserError, match=fault):
-            activations.check_text(text, "text 0")
+            tokens.check_text(text, "text 0")
 
 
 def test_shards_elsewhere_are_refused(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_shards_elsewhere_are_refused(tmp_path: Path) -> None:
     for content in ('{"weight_map": {"a": "../../x"}}', '{"weight_map": []}', "[]", "{}"):
         index.write_text(content)
         with pytest.raises(UserError, match="index"):
-            load.indexed(index)
+            check.indexed(index)
 
 
 def test_phrases_are_a_list() -> None:

@@ -80,7 +80,7 @@ SPOILT: list[tuple[Callable[[Path], Any], str]] = [
     (drop_a_weight, r"lacks 1 weights.*gate_proj"),
     (lambda folder: (folder / "model.safetensors").unlink(), "is missing; save or download"),
     (lambda folder: (folder / "config.json").unlink(), r"holds no config\.json"),
-    (lambda folder: (folder / "config.json").write_text("{"), "could not be loaded"),
+    (lambda folder: (folder / "config.json").write_text("{"), "is not JSON"),
     (
         lambda folder: (folder / "config.json").write_text('{"model_type": "no-such"}'),
         "could not be loaded",

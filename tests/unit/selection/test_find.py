@@ -13,6 +13,7 @@ from surgery_lib.patient import world
 from surgery_lib.patient.scorer import PatientScorer
 from surgery_lib.profile import Profile
 from surgery_lib.selection import find
+from surgery_lib.selection.texts import behaviour_data
 
 
 @pytest.fixture(scope="module")
@@ -118,8 +119,8 @@ def test_too_little_or_contradictory_is_refused() -> None:
     many = [f"text number {n}" for n in range(30)]
     more = [f"another text {n}" for n in range(30)]
     with pytest.raises(UserError, match="3 different texts with the behaviour"):
-        find._data("x", many[:3], more, None, None, 0)
+        behaviour_data("x", many[:3], more, None, None, 0)
     with pytest.raises(UserError, match="both as positive and as negative"):
-        find._data("x", many, [*more, many[0]], None, None, 0)
+        behaviour_data("x", many, [*more, many[0]], None, None, 0)
     with pytest.raises(UserError, match="1 different prompts"):
-        find._data("x", many, more, ["only one"] * 20, None, 0)
+        behaviour_data("x", many, more, ["only one"] * 20, None, 0)
