@@ -12,7 +12,8 @@ from torch import Tensor
 from surgery_lib import checkpoint, files
 from surgery_lib.data import load as data_load
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations, check, push, tokens
+from surgery_lib.models import activations, push, tokens
+from surgery_lib.models.check import indexed
 from surgery_lib.profile import load_profile
 from surgery_lib.scorers import network
 from surgery_lib.scorers.build import check
@@ -214,7 +215,7 @@ def test_shards_elsewhere_are_refused(tmp_path: Path) -> None:
     for content in ('{"weight_map": {"a": "../../x"}}', '{"weight_map": []}', "[]", "{}"):
         index.write_text(content)
         with pytest.raises(UserError, match="index"):
-            check.indexed(index)
+            indexed(index)
 
 
 def test_phrases_are_a_list() -> None:
