@@ -9,14 +9,14 @@ tied ones are untied for the length of the block.
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.baselines.base import Cost, Knob, Labelled, Lesson, Method, Read
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 
@@ -25,12 +25,10 @@ DEEPEST = 0.8
 
 
 @dataclass(frozen=True, eq=False)
-class FittedAblation:
+class FittedAblation(Read):
     """`directions` (layers, width), of norm 1."""
 
     directions: Tensor
-    labels: int
-    tokens: int
     parameters: int
 
     @contextmanager
@@ -52,36 +50,24 @@ class FittedAblation:
 
     def cost(self, **_: Any) -> Cost:
         """Everything that writes to the residual stream."""
-        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=self.parameters)
+        return self.price(self.parameters)
 
 
-@dataclass(frozen=True)
-class Ablation:
+class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
     """Directional ablation. `source` "prompts" reads the last token of behaviour and benign
     prompts, as published; "texts" the mean over the labelled texts."""
 
-    name: str = "ablation"
-    kind: Kind = "weights"
+    # Strength 1 is the published method.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": Knob(1.0, low=0.02, high=1.0),
+        "depth": Knob(0.5, low=0.1, high=DEEPEST),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Strength 1 is the published method."""
-        return {
-            "strength": Knob(1.0, low=0.02, high=1.0),
-            "depth": Knob(0.5, low=0.1, high=DEEPEST),
-        }
-
-    def fit(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        data: Labelled,
-        *,
-        seed: int = 0,
-        source: Literal["texts", "prompts"] = "texts",
+    def learn(
+        self, lesson: Lesson, source: Literal["texts", "prompts"] = "texts"
     ) -> FittedAblation:
         """Directions at all layers from one forward pass. UserError for prompts without benign."""
-        texts, labels = list(data.texts), list(data.labels)
+        data = lesson.data
         pooling: activations.Pooling = "mean"
         if source == "prompts":
             if not data.prompts or not data.benign:
@@ -89,22 +75,14 @@ class Ablation:
                     "ablation from prompts needs prompts and benign prompts; give both or use "
                     "source='texts'"
                 )
-            texts = [*data.prompts, *data.benign]
             labels = [1] * len(data.prompts) + [0] * len(data.benign)
+            lesson = replace(lesson, data=Labelled([*data.prompts, *data.benign], labels))
             pooling = "last"
-        states = activations.pooled_states(
-            model,
-            tokenizer,
-            texts,
-            pooling=pooling,
-            progress=False,
-        )
-        raw = tools.mean_difference(states, labels)
+        raw = tools.mean_difference(lesson.states(pooling), lesson.data.labels)
         return FittedAblation(
             directions=raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-30),
-            labels=len(texts),
-            tokens=count_tokens(tokenizer, texts),
-            parameters=sum(rows.numel() for rows in _writers(model)),
+            parameters=sum(rows.numel() for rows in _writers(lesson.model)),
+            **lesson.read(),
         )
 
 

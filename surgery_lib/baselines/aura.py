@@ -9,24 +9,23 @@ method has no strength to choose; it is strength 1.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from scipy.stats import rankdata
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 
 
 @dataclass(frozen=True, eq=False)
-class FittedAura:
+class FittedAura(Read):
     """`dampening` (blocks, units): what a unit loses at strength 1, from 0 to 1."""
 
     dampening: Tensor
-    labels: int
-    tokens: int
     width: int
 
     @contextmanager
@@ -41,34 +40,29 @@ class FittedAura:
     def cost(self, **_: Any) -> Cost:
         """The columns of all units that are dampened."""
         changed = int((self.dampening > 0).sum()) * self.width
-        return Cost(self.labels, self.tokens, parameters=changed)
+        return self.price(changed)
 
 
-@dataclass(frozen=True)
-class Aura:
+class Aura(Method[FittedAura], name="aura", kind="weights"):
     """AurA on all blocks."""
 
-    name: str = "aura"
-    kind: Kind = "weights"
+    # Strength 1 is the published method.
+    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(1.0, low=0.02, high=1.0)}
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Strength 1 is the published method."""
-        return {"strength": Knob(1.0, low=0.02, high=1.0)}
-
-    def fit(self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0) -> FittedAura:
+    def learn(self, lesson: Lesson) -> FittedAura:
         """Largest activations of one pass. UserError for mixtures of experts."""
+        model, data = lesson.model, lesson.data
         modules = {str(i): tools.mlp_output(b) for i, b in enumerate(layout.blocks(model))}
         largest: dict[str, Tensor] = {}
 
         def visit(name: str, inputs: Tensor, lengths: Tensor, which: Tensor) -> None:
-            past = torch.arange(inputs.shape[1], device=inputs.device) >= lengths[:, None]
+            past = ~real_tokens(lengths, inputs.shape[1])
             peak = inputs.float().masked_fill(past[..., None], -torch.inf).amax(1).cpu()
             if name not in largest:
                 largest[name] = torch.empty(len(data.texts), peak.shape[1])
             largest[name][which] = peak
 
-        tokens = activations.read_inputs(model, tokenizer, data.texts, modules, visit)
+        tokens = activations.read_inputs(model, lesson.tokenizer, data.texts, modules, visit)
         labels = torch.as_tensor(data.labels)
         told = torch.stack([auroc(largest[name], labels) for name in modules])
         return FittedAura(

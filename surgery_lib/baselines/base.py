@@ -10,12 +10,16 @@ plain forward pass, so that damage is measured on what the method really does. S
 alike everywhere: 0 changes nothing, more means less of the behaviour.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
+
+from torch import Tensor
 
 from surgery_lib.errors import UserError
+from surgery_lib.models import activations
 
 Kind = Literal["weights", "hook", "decoding", "tokens"]
 
@@ -84,6 +88,18 @@ class Cost:
     ordinary_checkpoint: bool = True
 
 
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Read:
+    """What a fit without gradients has read: labelled texts and prompts, and tokens of them."""
+
+    labels: int
+    tokens: int
+
+    def price(self, parameters: int, **rest: Any) -> Cost:
+        """The cost of having read this and changing so many numbers."""
+        return Cost(self.labels, self.tokens, parameters=parameters, **rest)
+
+
 class Fitted(Protocol):
     """A method fitted to one model and one behaviour. It belongs to the model it was fitted on.
 
@@ -130,6 +146,53 @@ class Baseline(Protocol):
         `fixed`: `seed=0`, which all have, and settings of the fit.
         """
         ...
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a fit gets: the model, which it leaves as it is, and the data."""
+
+    model: Any
+    tokenizer: Any
+    data: Labelled
+    seed: int = 0
+
+    def states(self, pooling: activations.Pooling = "mean", **which: Any) -> Tensor:
+        """Pooled states of the labelled texts at all layers: (texts, layers, width)."""
+        return activations.pooled_states(
+            self.model, self.tokenizer, self.data.texts, pooling=pooling, progress=False, **which
+        )
+
+    def read(self, texts: Sequence[str] | None = None, max_tokens: int = 100) -> dict[str, int]:
+        """What `Read` wants to know of a fit that reads these texts, the labelled ones if none."""
+        texts = self.data.texts if texts is None else texts
+        tokens = count_tokens(self.tokenizer, texts, max_tokens)
+        return {"labels": len(self.data.texts), "tokens": tokens}
+
+
+Result = TypeVar("Result", bound=Fitted, covariant=True)
+
+
+class Method(ABC, Generic[Result]):
+    """A `Baseline` of one form: its class names itself, and says what may be turned."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    knobs: ClassVar[Mapping[str, Knob]]
+
+    def __init_subclass__(cls, name: str = "", kind: Kind = "weights", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name, cls.kind = name, kind
+
+    def fit(
+        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+    ) -> Result:
+        """Learn from the data; `fixed` are settings of `learn`."""
+        return self.learn(Lesson(model, tokenizer, data, seed), **fixed)
+
+    @abstractmethod
+    def learn(self, lesson: Any, *args: Any, **fixed: Any) -> Result:
+        """The fitted method."""
 
 
 def strength_knob(default: float, high: float, low: float | None = None) -> Knob:

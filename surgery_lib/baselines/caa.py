@@ -8,22 +8,20 @@ in one down projection, a bias there is exactly the same, and an ordinary checkp
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
 from surgery_lib.models import activations, layout
 
 
 @dataclass(frozen=True, eq=False)
-class FittedCaa:
+class FittedCaa(Read):
     """`vectors` (layers, width): raw mean differences, towards the behaviour."""
 
     vectors: Tensor
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -38,47 +36,24 @@ class FittedCaa:
             with tools.biased(tools.mlp_output(layout.blocks(model)[index - 1]), shift):
                 yield model
         else:
-            with tools.hooked([tools.on_input(layout.blocks(model)[index], _adder(shift))]):
+            with tools.hooked([tools.on_input(layout.blocks(model)[index], tools.adder(shift))]):
                 yield model
 
     def cost(self, **_: Any) -> Cost:
         """One vector, as a bias."""
-        return Cost(
-            labels=self.labels, forward_tokens=self.tokens, parameters=self.vectors.shape[1]
-        )
+        return self.price(self.vectors.shape[1])
 
 
-@dataclass(frozen=True)
-class Caa:
+class Caa(Method[FittedCaa], name="caa", kind="hook"):
     """Contrastive activation addition. `pooling` "last" reads the last token, as CAA does."""
 
-    name: str = "caa"
-    kind: Kind = "hook"
+    # Strength in units of the mean difference itself.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(1.0, high=5.0),
+        "depth": tools.DEPTH,
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Strength in units of the mean difference itself."""
-        return {"strength": strength_knob(1.0, high=5.0), "depth": tools.DEPTH}
-
-    def fit(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        data: Labelled,
-        *,
-        seed: int = 0,
-        pooling: Literal["mean", "last"] = "mean",
-    ) -> FittedCaa:
+    def learn(self, lesson: Lesson, pooling: activations.Pooling = "mean") -> FittedCaa:
         """The mean differences at all layers, from one forward pass over the texts."""
-        states = activations.pooled_states(
-            model, tokenizer, data.texts, pooling=pooling, progress=False
-        )
-        return FittedCaa(
-            vectors=tools.mean_difference(states, data.labels),
-            labels=len(data.texts),
-            tokens=count_tokens(tokenizer, data.texts),
-        )
-
-
-def _adder(shift: Tensor) -> Any:
-    return lambda hidden: hidden + shift.to(hidden)
+        vectors = tools.mean_difference(lesson.states(pooling), lesson.data.labels)
+        return FittedCaa(vectors, **lesson.read())

@@ -11,19 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, relu
 
-from surgery_lib.baselines.base import Labelled
-from surgery_lib.baselines.training import (
-    Sampler,
-    Spent,
-    Training,
-    WeightBaseline,
-    at_depths,
-    block_outputs,
-    encode,
-    optimise,
-    read,
-    real,
-)
+from surgery_lib.baselines.outputs import at_depths, before_and_after, block_outputs
+from surgery_lib.baselines.training import Course, Training, WeightBaseline
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
 # Blocks 10 and 20 of 32.
@@ -60,31 +49,22 @@ def nudge(parameters: Mapping[str, Tensor], seed: int) -> None:
 
 
 def learn(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     alpha: float = 10.0,
     depths: Sequence[float] = DEPTHS,
     lora: Lora | None = None,
 ) -> Delta:
     """Low-rank change that reroutes texts of label 1 and retains those of label 0 and `benign`."""
-    behaviour = encode(model, tokenizer, data.of(1), training.max_tokens)
-    kept = encode(model, tokenizer, [*data.of(0), *data.benign], training.max_tokens)
-    spent.labels += len(data.texts) + len(data.benign)
+    model, data, training = course.model, course.data, course.training
+    behaviour, kept = course.rows(data.of(1)), course.rows([*data.of(0), *data.benign])
     where = at_depths(model, depths)
-    samplers = [Sampler(len(rows), training.batch, training.seed) for rows in (behaviour, kept)]
+    samplers = [course.sampler(rows) for rows in (behaviour, kept)]
     which = lora or Lora(rank=16, alpha=16)
     with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
         nudge(part.parameters, training.seed)
 
         def term(rows: Sequence[list[int]], measure: Any) -> Tensor:
-            with torch.no_grad(), part.model.disable_adapter():
-                _, ids, lengths = read(part.model, rows, spent)
-                original = list(outputs)
-            read(part.model, rows, spent)
-            mask = real(lengths, ids.shape[1])
+            original, mask = before_and_after(part, rows, outputs, course.spent)
             return torch.stack([measure(outputs[b], original[b], mask) for b in where]).mean()
 
         def step(number: int) -> Tensor:
@@ -93,8 +73,7 @@ def learn(
             held = term([kept[i] for i in samplers[1].draw()], retain)
             return away * turned + hold * held
 
-        losses = optimise(part.parameters.values(), step, training)
-        return Delta(part.change(), losses)
+        return course.train(part, step)
 
 
 CIRCUIT_BREAKERS = WeightBaseline("circuit_breakers", learn, Training(steps=100, lr=3e-3))

@@ -8,12 +8,12 @@ own completions that show it least.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens, strength_knob
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.models.generation import generate
@@ -31,14 +31,12 @@ Guide = Callable[[Sequence[str]], Sequence[float]]
 
 
 @dataclass(frozen=True, eq=False)
-class FittedCovariance:
+class FittedCovariance(Read):
     """Statistics of every block, and write directions: layer -> (width,)."""
 
     blocks: Sequence[covariance.BlockStatistics]
     writes: Mapping[int, Tensor]
     row_norm: float
-    labels: int
-    tokens: int
     total: int
 
     @contextmanager
@@ -86,35 +84,24 @@ class FittedCovariance:
     def cost(self, *, k: float = 0.01, **_: Any) -> Cost:
         """The selected rows, each in every column."""
         rows = region.row_count(k, self.total)
-        width = len(self.blocks[0].mean)
-        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=rows * width)
+        return self.price(rows * len(self.blocks[0].mean))
 
 
-@dataclass(frozen=True)
-class Covariance:
+class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weights"):
     """Covariance-aware surgery."""
 
-    name: str = "surgery_covariance"
-    kind: Kind = "weights"
+    # Strength in mean row norms; the ridge in units of the spared moment's mean diagonal.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(2.0, high=16.0, low=0.1),
+        "k": Knob(0.01, low=0.003, high=0.03, log=True),
+        "ridge": Knob(0.1, low=0.01, high=4.0, log=True),
+        "depth": Knob(0.8, low=SHALLOWEST, high=DEEPEST),
+        "read": Knob("raw", choices=("raw", "difference")),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Strength in mean row norms; the ridge in units of the spared moment's mean diagonal."""
-        return {
-            "strength": strength_knob(2.0, high=16.0, low=0.1),
-            "k": Knob(0.01, low=0.003, high=0.03, log=True),
-            "ridge": Knob(0.1, low=0.01, high=4.0, log=True),
-            "depth": Knob(0.8, low=SHALLOWEST, high=DEEPEST),
-            "read": Knob("raw", choices=("raw", "difference")),
-        }
-
-    def fit(
+    def learn(
         self,
-        model: nn.Module,
-        tokenizer: Any,
-        data: Labelled,
-        *,
-        seed: int = 0,
+        lesson: Lesson,
         guide: Guide | None = None,
         samples: int = 4,
         new_tokens: int = 20,
@@ -126,16 +113,20 @@ class Covariance:
 
         Raises UserError for a guide without prompts, and for mixtures of experts.
         """
+        model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
         layers = range(tools.layer_at(model, SHALLOWEST), tools.layer_at(model, DEEPEST) + 1)
-        states = activations.pooled_states(
-            model, tokenizer, data.texts, layers=layers, progress=False
+        probes = probe.fit(
+            lesson.states(layers=layers),
+            data.labels,
+            estimator="lda",
+            direction="difference",
+            seed=lesson.seed,
         )
-        probes = probe.fit(states, data.labels, estimator="lda", direction="difference", seed=seed)
         behaviour, spared = data.of(1), [*data.of(0), *data.benign]
         starts, spared_starts = [1] * len(behaviour), [1] * len(spared)
         limit = activations.MAX_TOKENS
         if guide is not None:
-            most, least = _own(model, tokenizer, data, guide, samples, new_tokens, seed)
+            most, least = _own(lesson, guide, samples, new_tokens)
             behaviour, starts = [text for text, _ in most], [start for _, start in most]
             spared += [text for text, _ in least]
             spared_starts += [start for _, start in least]
@@ -161,18 +152,13 @@ class Covariance:
 
 
 def _own(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    guide: Guide,
-    samples: int,
-    new_tokens: int,
-    seed: int,
+    lesson: Lesson, guide: Guide, samples: int, new_tokens: int
 ) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
     """The model's own completions, most and least of the behaviour: (text, first token) each.
 
     A text is prompt and completion; the first token is that of the completion.
     """
+    tokenizer, data = lesson.tokenizer, lesson.data
     if not data.prompts:
         raise UserError("own completions need training prompts; give some, or leave the guide out")
     room = OWN_TOKENS - new_tokens
@@ -182,13 +168,13 @@ def _own(
     if not prompts:
         raise UserError(f"every training prompt is longer than {room} tokens; give shorter ones")
     written = generate(
-        model,
+        lesson.model,
         tokenizer,
         prompts,
         max_new_tokens=new_tokens,
         samples=samples,
         temperature=1.0,
-        seed=seed,
+        seed=lesson.seed,
         progress=False,
     )
     lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]

@@ -8,14 +8,14 @@ millionth of P_g rather than zero, which would make divergences infinite.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
-from surgery_lib.baselines.spring import SoftPrompt, train
-from surgery_lib.baselines.training import Spent, Training, with_settings
+from surgery_lib.baselines.base import Cost, Knob, strength_knob
+from surgery_lib.baselines.spring import LENGTH, SoftPrompt, train
+from surgery_lib.baselines.training import Course, Spent, Trained, Training
 
 SMALLEST_SHARE = 1e-6
 
@@ -64,38 +64,19 @@ class FittedDetoxigen:
 
     def cost(self, **_: Any) -> Cost:
         """The soft prompt, and one more pass for each token."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
-            extra_forwards=1.0,
-            parameters=self.prompt.embeddings.numel(),
-            needs_gradients=True,
-            ordinary_checkpoint=False,
-        )
+        return self.prompt.price(self.spent, extra_forwards=1.0)
 
 
-@dataclass(frozen=True)
-class Detoxigen:
+class Detoxigen(Trained[FittedDetoxigen], name="detoxigen", kind="decoding"):
     """Contrastive decoding against the soft-prompted model."""
 
-    name: str = "detoxigen"
-    kind: Kind = "decoding"
-    training: Training = field(default_factory=lambda: Training(steps=100, lr=1e-2))
+    training = Training(steps=100, lr=1e-2)
+    # Alpha, and the nucleus.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(2.0, high=10.0),
+        "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Alpha, and the nucleus."""
-        return {
-            "strength": strength_knob(2.0, high=10.0),
-            "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
-    ) -> FittedDetoxigen:
+    def learn(self, course: Course, length: int = LENGTH) -> FittedDetoxigen:
         """Train the soft prompt on the texts with the behaviour; `length` is its tokens."""
-        training, fixed = with_settings(self.training, seed, fixed)
-        spent = Spent()
-        prompt = train(model, tokenizer, data.of(1), training=training, spent=spent, **fixed)
-        return FittedDetoxigen(prompt, spent)
+        return FittedDetoxigen(train(course, course.data.of(1), length=length), course.spent)

@@ -8,15 +8,15 @@ import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
-from surgery_lib.baselines.training import Spent, Training, finetune, with_settings
-from surgery_lib.baselines.tuning import Delta
+from surgery_lib.baselines.base import Cost, Knob, strength_knob
+from surgery_lib.baselines.training import Course, Spent, Trained, Training
+from surgery_lib.baselines.tuning import Delta, Which
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,46 +45,26 @@ class FittedDexperts:
 
     def cost(self, **_: Any) -> Cost:
         """Two more models, one token each for every token generated."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
-            extra_forwards=2.0,
-            parameters=sum(p.numel() for m in (self.expert, self.anti) for p in m.parameters()),
-            needs_gradients=True,
-            ordinary_checkpoint=False,
-        )
+        parameters = sum(p.numel() for m in (self.expert, self.anti) for p in m.parameters())
+        return self.spent.price(parameters, extra_forwards=2.0, ordinary_checkpoint=False)
 
 
-@dataclass(frozen=True)
-class Dexperts:
+class Dexperts(Trained[FittedDexperts], name="dexperts", kind="decoding"):
     """Decoding with an expert and an anti-expert."""
 
-    name: str = "dexperts"
-    kind: Kind = "decoding"
-    training: Training = field(default_factory=lambda: Training(steps=100, lr=3e-4))
+    training = Training(steps=100, lr=3e-4)
+    # The authors: alpha 2, nucleus 0.9.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(2.0, high=5.0),
+        "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """The authors: alpha 2, nucleus 0.9."""
-        return {
-            "strength": strength_knob(2.0, high=5.0),
-            "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
-    ) -> FittedDexperts:
-        """Fine-tune two copies, each on the texts of one label; `fixed` as `Training` names it."""
-        training, fixed = with_settings(self.training, seed, fixed)
-        spent = Spent()
+    def learn(self, course: Course, which: Which = "full") -> FittedDexperts:
+        """Fine-tune two copies, each on the texts of one label."""
         expert, anti = (
-            copied(
-                model, finetune(model, tokenizer, texts, training=training, spent=spent, **fixed)
-            )
-            for texts in (data.of(0), data.of(1))
+            copied(course.model, course.finetune(course.data.of(label), which)) for label in (0, 1)
         )
-        return FittedDexperts(expert, anti, spent)
+        return FittedDexperts(expert, anti, course.spent)
 
 
 @torch.no_grad()

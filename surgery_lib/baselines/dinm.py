@@ -12,21 +12,19 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.base import Labelled, strength_knob
+from surgery_lib.baselines.base import strength_knob
+from surgery_lib.baselines.outputs import block_outputs
 from surgery_lib.baselines.training import (
-    Sampler,
+    Course,
     Spent,
     Training,
     WeightBaseline,
-    block_outputs,
     cross_entropy,
-    encode,
-    optimise,
     read,
-    real,
 )
 from surgery_lib.baselines.tuning import Delta, tuned
 from surgery_lib.models import layout
+from surgery_lib.models.tokens import real_tokens
 
 # Weight of the likelihood of the safe answer beside the divergence.
 EDIT_WEIGHT = 0.1
@@ -42,7 +40,7 @@ def distances(model: Any, found: Sequence[pairs.Pair], spent: Spent, relative: b
     with block_outputs(model) as outputs:
         for pair in found:
             _, ids, lengths = read(model, [pair.chosen, pair.rejected], spent)
-            mask = real(lengths, ids.shape[1])[..., None]
+            mask = real_tokens(lengths, ids.shape[1])[..., None]
             for block, states in enumerate(outputs):
                 chosen, rejected = (states.float() * mask).sum(1) / lengths[:, None]
                 gap = (chosen - rejected).norm()
@@ -59,11 +57,7 @@ def divergence(edited: Tensor, original: Tensor, mask: Tensor) -> Tensor:
 
 
 def learn(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     examples: int = 16,
     relative: bool = True,
     block: int | None = None,
@@ -74,18 +68,16 @@ def learn(
     `examples` pairs are used (1 is the method as published) and as many harmless texts, on which
     the next-token distributions are held. `block` fixes the block instead of locating it.
     """
-    found = pairs.make(model, tokenizer, data, training, spent, **making)[:examples]
-    harmless = list(data.benign)[:examples] or data.of(0)[-examples:]
-    general = encode(model, tokenizer, harmless, training.max_tokens)
-    spent.labels += len(harmless)
+    model, data, spent = course.model, course.data, course.spent
+    found = pairs.make(course, **making)[:examples]
+    general = course.rows(list(data.benign)[:examples] or data.of(0)[-examples:])
     if block is None:
         block = int(distances(model, found, spent, relative).argmax())
     names = {rows.parameter for rows in layout.weight_rows(model, "down") if rows.block == block}
     with torch.no_grad():
         original, ids, lengths = read(model, general, spent)
-    mask = real(lengths, ids.shape[1])
-    sampler = Sampler(len(found), training.batch, training.seed)
-    held = Sampler(len(general), training.batch, training.seed)
+    mask = real_tokens(lengths, ids.shape[1])
+    sampler, held = course.sampler(found), course.sampler(general)
     with tuned(model, names) as part:
 
         def step(_: int) -> Tensor:
@@ -98,8 +90,7 @@ def learn(
             kept = divergence(edited, original[drawn, :width], mask[drawn, :width])
             return EDIT_WEIGHT * safe + kept
 
-        losses = optimise(part.parameters.values(), step, training)
-        return Delta(part.change(), losses)
+        return course.train(part, step)
 
 
 # One matrix moves the model little: the range reaches far enough for every damage budget.

@@ -11,14 +11,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import (
-    Sampler,
+    Course,
     Spent,
     Training,
     WeightBaseline,
     log_likelihoods,
-    optimise,
 )
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
@@ -37,11 +35,7 @@ def loss(policy: Tensor, reference: Tensor, beta: float) -> Tensor:
 
 
 def learn(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     beta: float = 0.1,
     lora: Lora | None = None,
     **making: Any,
@@ -50,9 +44,9 @@ def learn(
 
     The reference is the model without adapters.
     """
-    found = pairs.make(model, tokenizer, data, training, spent, **making)
-    sampler = Sampler(len(found), training.batch, training.seed)
-    with tuned(model, lora or Lora(), training.seed) as part:
+    found, spent = pairs.make(course, **making), course.spent
+    sampler = course.sampler(found)
+    with tuned(course.model, lora or Lora(), course.training.seed) as part:
 
         def step(_: int) -> Tensor:
             batch = [found[i] for i in sampler.draw()]
@@ -60,8 +54,7 @@ def learn(
                 reference = margins(part.model, batch, spent)
             return loss(margins(part.model, batch, spent), reference, beta)
 
-        losses = optimise(part.parameters.values(), step, training)
-        return Delta(part.change(), losses)
+        return course.train(part, step)
 
 
 DPO = WeightBaseline("dpo", learn, Training(steps=100, lr=1e-3))

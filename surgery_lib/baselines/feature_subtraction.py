@@ -9,13 +9,13 @@ units of the mean norm of what enters the last block.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
 from surgery_lib.models import layout
 from surgery_lib.surgery import probe
 from surgery_lib.surgery.region import cosine_scores
@@ -24,13 +24,11 @@ SVD_VALUES = 512
 
 
 @dataclass(frozen=True, eq=False)
-class FittedFeature:
+class FittedFeature(Read):
     """`vectors` (name -> (width,)), of norm 1, towards the behaviour; `unit` is a norm."""
 
     vectors: Mapping[str, Tensor]
     unit: float
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -45,43 +43,35 @@ class FittedFeature:
             with tools.biased(tools.mlp_output(block), shift):
                 yield model
         else:
-            with tools.hooked([tools.on_output(layout.mlp_module(block), _adder(shift))]):
+            with tools.hooked([tools.on_output(layout.mlp_module(block), tools.adder(shift))]):
                 yield model
 
     def cost(self, **_: Any) -> Cost:
         """One vector, as a bias."""
-        return Cost(self.labels, self.tokens, parameters=len(self.vectors["probe"]))
+        return self.price(len(self.vectors["probe"]))
 
 
-@dataclass(frozen=True)
-class FeatureSubtraction:
+class FeatureSubtraction(Method[FittedFeature], name="feature_subtraction", kind="hook"):
     """Subtract a toxic vector from the last block's MLP output."""
 
-    name: str = "feature_subtraction"
-    kind: Kind = "hook"
+    # Which vector, and how much of it.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(0.5, high=5.0),
+        "vector": Knob("probe", choices=("probe", "value", "svd")),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Which vector, and how much of it."""
-        return {
-            "strength": strength_knob(0.5, high=5.0),
-            "vector": Knob("probe", choices=("probe", "value", "svd")),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
-    ) -> FittedFeature:
+    def learn(self, lesson: Lesson) -> FittedFeature:
         """A logistic probe at the last layer, and the value vectors that look like it."""
-        states = tools.text_states(model, tokenizer, data)
+        data = lesson.data
+        states = lesson.states()
         layers = [states.shape[1] - 1]
         direction = probe.fit(states[:, -1:], data.labels, estimator="logistic", layers=layers)[
             0
         ].direction
         return FittedFeature(
-            vectors={"probe": direction, **_values(model, direction)},
+            vectors={"probe": direction, **_values(lesson.model, direction)},
             unit=float(states[:, -2].norm(dim=1).mean()),
-            labels=len(data.texts),
-            tokens=count_tokens(tokenizer, data.texts),
+            **lesson.read(),
         )
 
 
@@ -102,7 +92,3 @@ def _values(model: nn.Module, direction: Tensor) -> dict[str, Tensor]:
     # A singular vector has no sign of its own.
     first = first * (first @ direction).sign()
     return {"value": value / value.norm(), "svd": first}
-
-
-def _adder(shift: Tensor) -> Any:
-    return lambda hidden: hidden + shift.to(hidden)

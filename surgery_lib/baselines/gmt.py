@@ -12,16 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import dpo, pairs
-from surgery_lib.baselines.base import Labelled
-from surgery_lib.baselines.training import (
-    Sampler,
-    Spent,
-    Training,
-    WeightBaseline,
-    cross_entropy,
-    encode,
-    optimise,
-)
+from surgery_lib.baselines.training import Course, Training, WeightBaseline, cross_entropy
 from surgery_lib.baselines.tuning import Delta, tuned
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
@@ -76,11 +67,7 @@ UNITS: dict[str, Callable[..., dict[str, Tensor]]] = {
 
 
 def learn(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     ratio: float = RATIO,
     unit: Literal["rows", "weights"] = "rows",
     objective: Objective = "preference",
@@ -91,8 +78,9 @@ def learn(
 
     The objective is preference (DPO) or the likelihood of texts of label 0; the paper has both.
     """
-    names = {rows.parameter for rows in layout.weight_rows(model)}
-    loss = _OBJECTIVES[objective](model, tokenizer, data, training, spent, beta, making)
+    names = {rows.parameter for rows in layout.weight_rows(course.model)}
+    model = course.model
+    loss = _OBJECTIVES[objective](course, beta, making)
     with tuned(model, names) as part:
         for _ in range(ACCUMULATED):
             (loss() / ACCUMULATED).backward()
@@ -106,28 +94,19 @@ def learn(
             for name, parameter in part.parameters.items()
         ]
         try:
-            losses = optimise(part.parameters.values(), lambda _: loss(), training)
+            return course.train(part, lambda _: loss()).masked(masks)
         finally:
             for hook in hooks:
                 hook.remove()
-        return Delta(part.change(), losses).masked(masks)
 
 
-def _preference(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
-    beta: float,
-    making: Mapping[str, Any],
-) -> Callable[[], Tensor]:
-    found = pairs.make(model, tokenizer, data, training, spent, **making)
-    size = training.batch
+def _preference(course: Course, beta: float, making: Mapping[str, Any]) -> Callable[[], Tensor]:
+    model, spent, size = course.model, course.spent, course.training.batch
+    found = pairs.make(course, **making)
     with torch.no_grad():
         parts = [found[i : i + size] for i in range(0, len(found), size)]
         reference = torch.cat([dpo.margins(model, part, spent) for part in parts])
-    sampler = Sampler(len(found), size, training.seed)
+    sampler = course.sampler(found)
 
     def loss() -> Tensor:
         drawn = sampler.draw()
@@ -137,20 +116,10 @@ def _preference(
     return loss
 
 
-def _texts(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
-    beta: float,
-    making: Mapping[str, Any],
-) -> Callable[[], Tensor]:
-    texts = data.of(0)
-    spent.labels += len(texts)
-    rows = encode(model, tokenizer, texts, training.max_tokens)
-    sampler = Sampler(len(rows), training.batch, training.seed)
-    return lambda: cross_entropy(model, [rows[i] for i in sampler.draw()], spent)
+def _texts(course: Course, beta: float, making: Mapping[str, Any]) -> Callable[[], Tensor]:
+    rows = course.rows(course.data.of(0))
+    sampler = course.sampler(rows)
+    return lambda: cross_entropy(course.model, [rows[i] for i in sampler.draw()], course.spent)
 
 
 _OBJECTIVES: dict[str, Callable[..., Callable[[], Tensor]]] = {

@@ -10,28 +10,26 @@ script stores the displacement itself as that bias, which is not the same.)
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
 from surgery_lib.models import activations, layout
 
 VALIDATION = 0.25
 
 
 @dataclass(frozen=True, eq=False)
-class FittedIti:
+class FittedIti(Read):
     """`shifts` (name -> (blocks, heads, head width)): sigma theta; `accuracy` (blocks, heads)."""
 
     shifts: Mapping[str, Tensor]
     accuracy: Tensor
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -57,7 +55,7 @@ class FittedIti:
             with tools.all_biased(pairs):
                 yield model
         else:
-            with tools.hooked([tools.on_input(o, _adder(shift)) for o, shift in moves]):
+            with tools.hooked([tools.on_input(o, tools.adder(shift)) for o, shift in moves]):
                 yield model
 
     def chosen(self, heads: float, theta: str) -> Tensor:
@@ -74,30 +72,25 @@ class FittedIti:
     def cost(self, *, heads: float = 0.1, **_: Any) -> Cost:
         """One displacement a head."""
         width = self.shifts["mass_mean"].shape[-1]
-        return Cost(self.labels, self.tokens, parameters=self.count(heads) * width)
+        return self.price(self.count(heads) * width)
 
 
-@dataclass(frozen=True)
-class Iti:
+class Iti(Method[FittedIti], name="iti", kind="hook"):
     """Inference-time intervention on attention heads."""
 
-    name: str = "iti"
-    kind: Kind = "hook"
+    # The authors: strength 15, 48 of 1,024 heads.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(15.0, high=40.0),
+        "heads": Knob(0.05, low=0.02, high=0.5, log=True),
+        "theta": Knob("mass_mean", choices=("mass_mean", "probe")),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """The authors: strength 15, 48 of 1,024 heads."""
-        return {
-            "strength": strength_knob(15.0, high=40.0),
-            "heads": Knob(0.05, low=0.02, high=0.5, log=True),
-            "theta": Knob("mass_mean", choices=("mass_mean", "probe")),
-        }
-
-    def fit(self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0) -> FittedIti:
+    def learn(self, lesson: Lesson) -> FittedIti:
         """Probe all heads; a quarter of the texts is held out to rank them."""
-        states, tokens = _head_states(model, tokenizer, data.texts)
+        data = lesson.data
+        states, tokens = _head_states(lesson.model, lesson.tokenizer, data.texts)
         labels = np.asarray(data.labels)
-        held = _held_out(labels, seed)
+        held = _held_out(labels, lesson.seed)
         blocks, heads = states.shape[1:3]
         accuracy = torch.zeros(blocks, heads)
         probes = torch.zeros(states.shape[1:])
@@ -149,7 +142,3 @@ def _spread(states: Tensor, directions: Tensor) -> Tensor:
     """Directions of norm 1 times the standard deviation of the states along them."""
     unit = directions / directions.norm(dim=-1, keepdim=True).clamp_min(1e-30)
     return unit * (states * unit).sum(-1).std(0)[..., None]
-
-
-def _adder(shift: Tensor) -> Any:
-    return lambda heads: heads + shift.to(heads)

@@ -11,19 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from surgery_lib.baselines.base import Labelled
-from surgery_lib.baselines.training import (
-    Sampler,
-    Spent,
-    Training,
-    WeightBaseline,
-    at_depths,
-    block_outputs,
-    encode,
-    optimise,
-    read,
-    real,
-)
+from surgery_lib.baselines.outputs import at_depths, before_and_after, block_outputs
+from surgery_lib.baselines.training import Course, Spent, Training, WeightBaseline, read
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
 # The blocks whose states are moved, as shares of the depth: 10, 12, ... 20 of 32.
@@ -54,11 +43,7 @@ def distance(states: Tensor, target: Tensor, mask: Tensor) -> Tensor:
 
 
 def learn(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     alpha: float = 5.0,
     depths: Sequence[float] = DEPTHS,
     contrasted: int = 64,
@@ -68,30 +53,26 @@ def learn(
 
     `contrasted` texts of each label give the contrast; the states of all texts are moved.
     """
-    rows = {
-        label: encode(model, tokenizer, data.of(label), training.max_tokens) for label in (0, 1)
-    }
-    spent.labels += len(data.texts)
+    model, spent = course.model, course.spent
+    rows = {label: course.rows(course.data.of(label)) for label in (0, 1)}
     where = at_depths(model, depths)
     first = {label: texts[:contrasted] for label, texts in rows.items()}
     shift = contrast(model, first, where, spent)
     texts = [*rows[0], *rows[1]]
-    sampler = Sampler(len(texts), training.batch, training.seed)
+    sampler = course.sampler(texts)
     which = lora or Lora(targets=QUERY_VALUE)
-    with tuned(model, which, training.seed) as part, block_outputs(model) as outputs:
+    with tuned(model, which, course.training.seed) as part, block_outputs(model) as outputs:
 
         def step(_: int) -> Tensor:
             batch = [texts[i] for i in sampler.draw()]
-            with torch.no_grad(), part.model.disable_adapter():
-                _logits, ids, lengths = read(part.model, batch, spent)
-                targets = {block: outputs[block] + alpha * shift[block] for block in where}
-            mask = real(lengths, ids.shape[1])
-            read(part.model, batch, spent)
-            terms = [distance(outputs[block], targets[block], mask) for block in where]
+            original, mask = before_and_after(part, batch, outputs, spent)
+            terms = [
+                distance(outputs[block], original[block] + alpha * shift[block], mask)
+                for block in where
+            ]
             return torch.stack(terms).mean()
 
-        losses = optimise(part.parameters.values(), step, training)
-        return Delta(part.change(), losses)
+        return course.train(part, step)
 
 
 LORRA = WeightBaseline("lorra", learn, Training(steps=70, lr=3e-3))

@@ -8,23 +8,21 @@ W' is as long as that of W.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
 from surgery_lib.models import layout
 
 
 @dataclass(frozen=True, eq=False)
-class FittedNormPreserving:
+class FittedNormPreserving(Read):
     """`directions` (layers, width), projected and of norm 1."""
 
     directions: Tensor
-    labels: int
-    tokens: int
     parameters: int
 
     @contextmanager
@@ -39,35 +37,27 @@ class FittedNormPreserving:
 
     def cost(self, **_: Any) -> Cost:
         """Both maps of every block."""
-        return Cost(self.labels, self.tokens, parameters=self.parameters)
+        return self.price(self.parameters)
 
 
-@dataclass(frozen=True)
-class NormPreserving:
+class NormPreserving(Method[FittedNormPreserving], name="norm_preserving", kind="weights"):
     """Norm-preserving ablation; strength 1 is the published form."""
 
-    name: str = "norm_preserving"
-    kind: Kind = "weights"
+    # Depth as directional ablation has it.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": Knob(1.0, low=0.02, high=1.0),
+        "depth": Knob(0.5, low=0.1, high=0.8),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Depth as directional ablation has it."""
-        return {
-            "strength": Knob(1.0, low=0.02, high=1.0),
-            "depth": Knob(0.5, low=0.1, high=0.8),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
-    ) -> FittedNormPreserving:
+    def learn(self, lesson: Lesson) -> FittedNormPreserving:
         """Directions of all layers from one pass."""
-        states = tools.text_states(model, tokenizer, data)
-        benign = states[torch.as_tensor(data.labels) == 0].double().mean(0)
+        labels = lesson.data.labels
+        states = lesson.states()
+        benign = states[torch.as_tensor(labels) == 0].double().mean(0)
         return FittedNormPreserving(
-            directions=projected(tools.mean_difference(states, data.labels), benign.float()),
-            labels=len(data.texts),
-            tokens=count_tokens(tokenizer, data.texts),
-            parameters=sum(columns.numel() for columns in _columns(model)),
+            directions=projected(tools.mean_difference(states, labels), benign.float()),
+            parameters=sum(columns.numel() for columns in _columns(lesson.model)),
+            **lesson.read(),
         )
 
 

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from surgery_lib.baselines.base import Labelled
-from surgery_lib.baselines.training import Spent, Training, encode
+from surgery_lib.baselines.training import Course
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, tokens
 from surgery_lib.models.generation import context_length, generate
@@ -35,11 +34,7 @@ class Pair:
 
 
 def make(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    training: Training,
-    spent: Spent,
+    course: Course,
     *,
     source: Source = "auto",
     prompts: int = 128,
@@ -56,8 +51,10 @@ def make(
 
     Raises UserError where `own` is asked for and there are no prompts.
     """
+    model, tokenizer, data = course.model, course.tokenizer, course.data
+    training, spent = course.training, course.spent
     if source == "texts" or (source == "auto" and not data.prompts):
-        return from_texts(model, tokenizer, data, training, spent)
+        return from_texts(course)
     if not data.prompts:
         raise UserError("there are no training prompts; give some, or take pairs from 'texts'")
     asked = list(data.prompts)[:prompts]
@@ -80,7 +77,7 @@ def make(
     tails = tokenizer(flat, add_special_tokens=False)["input_ids"]
     spent.forward += sum(len(ids) for ids in tails) + samples * sum(len(ids) for ids in rows)
     if score is None:
-        scores = _probe_scores(model, tokenizer, data, flat, training, spent)
+        scores = _probe_scores(course, flat)
     else:
         scores = torch.tensor(list(score(flat)), dtype=torch.float32)
     found = []
@@ -95,17 +92,11 @@ def make(
     return [pair for _, pair in found[: max(1, len(found) // 2)]]
 
 
-def from_texts(
-    model: Any, tokenizer: Any, data: Labelled, training: Training, spent: Spent
-) -> list[Pair]:
+def from_texts(course: Course) -> list[Pair]:
     """A text of label 0 beside one of label 1, in an order that the seed decides."""
-    wanted, unwanted = (
-        encode(model, tokenizer, data.of(label), training.max_tokens) for label in (0, 1)
-    )
-    spent.labels += len(wanted) + len(unwanted)
-    order = torch.randperm(
-        len(unwanted), generator=torch.Generator().manual_seed(training.seed)
-    ).tolist()
+    wanted, unwanted = (course.rows(course.data.of(label)) for label in (0, 1))
+    generator = torch.Generator().manual_seed(course.training.seed)
+    order = torch.randperm(len(unwanted), generator=generator).tolist()
     return [
         Pair(chosen, unwanted[i], _common(chosen, unwanted[i]))
         for chosen, i in zip(wanted, order, strict=False)
@@ -120,14 +111,9 @@ def _common(first: list[int], second: list[int]) -> int:
     return shared
 
 
-def _probe_scores(
-    model: Any,
-    tokenizer: Any,
-    data: Labelled,
-    texts: Sequence[str],
-    training: Training,
-    spent: Spent,
-) -> Tensor:
+def _probe_scores(course: Course, texts: Sequence[str]) -> Tensor:
+    model, tokenizer, data = course.model, course.tokenizer, course.data
+    training, spent = course.training, course.spent
     layer = round(PROBE_DEPTH * (activations.n_layers(model) - 1))
     filled = [text or " " for text in texts]
 

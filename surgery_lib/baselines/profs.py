@@ -9,13 +9,13 @@ first k right singular vectors of what is left.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
 from surgery_lib.models import layout
 
 # The most directions of a block that the search may take, and the authors' for larger models.
@@ -23,12 +23,10 @@ MOST = 10
 
 
 @dataclass(frozen=True, eq=False)
-class FittedProfs:
+class FittedProfs(Read):
     """`subspaces` (blocks, k, width): orthonormal rows, the strongest first."""
 
     subspaces: Tensor
-    labels: int
-    tokens: int
     parameters: int
 
     @contextmanager
@@ -51,31 +49,23 @@ class FittedProfs:
 
     def cost(self, *, start: float = 0.5, **_: Any) -> Cost:
         """The down projections of the edited blocks."""
-        return Cost(self.labels, self.tokens, parameters=round((1 - start) * self.parameters))
+        return self.price(round((1 - start) * self.parameters))
 
 
-@dataclass(frozen=True)
-class Profs:
+class Profs(Method[FittedProfs], name="profs", kind="weights"):
     """ProFS; strength 1 is the published projection."""
 
-    name: str = "profs"
-    kind: Kind = "weights"
+    # The authors: 2 directions for GPT-2 medium, 10 for larger models, the upper blocks.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": Knob(1.0, low=0.02, high=1.0),
+        "rank": Knob(2, low=1, high=MOST, log=True),
+        "start": Knob(0.5, low=0.3, high=0.9),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """The authors: 2 directions for GPT-2 medium, 10 for larger models, the upper blocks."""
-        return {
-            "strength": Knob(1.0, low=0.02, high=1.0),
-            "rank": Knob(2, low=1, high=MOST, log=True),
-            "start": Knob(0.5, low=0.3, high=0.9),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
-    ) -> FittedProfs:
+    def learn(self, lesson: Lesson) -> FittedProfs:
         """Subspaces of all blocks from one pass; texts of both labels are paired in order."""
-        states = tools.text_states(model, tokenizer, data)[:, 1:]
-        labels = torch.as_tensor(data.labels)
+        states = lesson.states()[:, 1:]
+        labels = torch.as_tensor(lesson.data.labels)
         plus, minus = states[labels == 0], states[labels == 1]
         pairs = min(len(plus), len(minus))
         subspaces = [
@@ -84,9 +74,10 @@ class Profs:
         ]
         return FittedProfs(
             subspaces=torch.stack(subspaces),
-            labels=2 * pairs,
-            tokens=count_tokens(tokenizer, data.texts),
-            parameters=sum(rows.weight.numel() for rows in layout.weight_rows(model, "down")),
+            parameters=sum(
+                rows.weight.numel() for rows in layout.weight_rows(lesson.model, "down")
+            ),
+            **{**lesson.read(), "labels": 2 * pairs},
         )
 
 

@@ -14,26 +14,24 @@ the behaviour and tokens to spare; lambda is in units of the mean diagonal of S_
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance
 
 
 @dataclass(frozen=True, eq=False)
-class FittedRidgeAblation:
+class FittedRidgeAblation(Read):
     """`directions` (blocks, width), of norm 1; `behaviour` and `spared`: a map's S_b and S_c."""
 
     directions: Tensor
     behaviour: Mapping[str, Tensor]
     spared: Mapping[str, Tensor]
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -56,40 +54,33 @@ class FittedRidgeAblation:
         """Every number of both maps of every block."""
         width = self.directions.shape[1]
         changed = sum(len(moment) * width for moment in self.spared.values())
-        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=changed)
+        return self.price(changed)
 
 
-@dataclass(frozen=True)
-class RidgeAblation:
+class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="weights"):
     """Conditional ridge ablation."""
 
-    name: str = "ridge_ablation"
-    kind: Kind = "weights"
+    # Strength 1 is the minimiser; beyond 1 the write is turned round.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": Knob(1.0, low=0.05, high=8.0, log=True),
+        "beta": Knob(3.0, low=0.1, high=30.0, log=True),
+        "ridge": Knob(0.01, low=0.001, high=0.1, log=True),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Strength 1 is the minimiser; beyond 1 the write is turned round."""
-        return {
-            "strength": Knob(1.0, low=0.05, high=8.0, log=True),
-            "beta": Knob(3.0, low=0.1, high=30.0, log=True),
-            "ridge": Knob(0.01, low=0.001, high=0.1, log=True),
-        }
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
-    ) -> FittedRidgeAblation:
+    def learn(self, lesson: Lesson) -> FittedRidgeAblation:
         """Directions from one pass, moments from one more. UserError for mixtures of experts."""
+        model, data = lesson.model, lesson.data
         maps = _maps(model)
-        raw = tools.mean_difference(tools.text_states(model, tokenizer, data), data.labels)[1:]
+        raw = tools.mean_difference(lesson.states(), data.labels)[1:]
         behaviour, spared = data.of(1), [*data.of(0), *data.benign]
-        with_it = covariance.input_moments(model, tokenizer, behaviour, maps)
-        without = covariance.input_moments(model, tokenizer, spared, maps)
+        with_it = covariance.input_moments(model, lesson.tokenizer, behaviour, maps)
+        without = covariance.input_moments(model, lesson.tokenizer, spared, maps)
         return FittedRidgeAblation(
             directions=raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-30),
             behaviour={name: one.second for name, one in with_it.items()},
             spared={name: one.second for name, one in without.items()},
             labels=len(data.texts) + len(data.benign),
-            tokens=count_tokens(tokenizer, [*data.texts, *behaviour, *spared]),
+            tokens=count_tokens(lesson.tokenizer, [*data.texts, *behaviour, *spared]),
         )
 
 

@@ -11,25 +11,24 @@ of the block's coefficients.
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens, strength_knob
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 from surgery_lib.surgery.region import cosine_scores
 
 
 @dataclass(frozen=True, eq=False)
-class FittedSafe:
+class FittedSafe(Read):
     """`directions` (layers, width), towards the behaviour; `scales` (blocks,): RMS coefficients."""
 
     directions: Tensor
     scales: Tensor
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -53,43 +52,37 @@ class FittedSafe:
 
     def cost(self, *, strength: float = 10.0, **_: Any) -> Cost:
         """The columns of the chosen units."""
-        parameters = round(strength) * self.directions.shape[1]
-        return Cost(self.labels, self.tokens, parameters=parameters)
+        return self.price(round(strength) * self.directions.shape[1])
 
 
-@dataclass(frozen=True)
-class SafeActivation:
+class SafeActivation(Method[FittedSafe], name="safe_activation", kind="hook"):
     """Fix the coefficients of units whose value vectors oppose the behaviour."""
 
-    name: str = "safe_activation"
-    kind: Kind = "hook"
+    # How many units, and how far on.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(10.0, high=200.0, low=1.0),
+        "coefficient": Knob(3.0, low=0.5, high=30.0, log=True),
+        "depth": Knob(1.0, low=0.3, high=1.0),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """How many units, and how far on."""
-        return {
-            "strength": strength_knob(10.0, high=200.0, low=1.0),
-            "coefficient": Knob(3.0, low=0.5, high=30.0, log=True),
-            "depth": Knob(1.0, low=0.3, high=1.0),
-        }
-
-    def fit(self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0) -> FittedSafe:
+    def learn(self, lesson: Lesson) -> FittedSafe:
         """Mean differences at all layers, and how large coefficients are on the texts."""
-        states = tools.text_states(model, tokenizer, data)
+        model, data = lesson.model, lesson.data
+        states = lesson.states()
         blocks = layout.blocks(model)
         squares = torch.zeros(len(blocks), dtype=torch.float64)
 
         def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
-            real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-            squares[int(name)] += inputs[real].double().square().mean(1).sum().cpu()
+            states = inputs[real_tokens(lengths, inputs.shape[1])]
+            squares[int(name)] += states.double().square().mean(1).sum().cpu()
 
         modules = {str(i): tools.mlp_output(block) for i, block in enumerate(blocks)}
-        tokens = activations.read_inputs(model, tokenizer, data.texts, modules, visit)
+        tokens = activations.read_inputs(model, lesson.tokenizer, data.texts, modules, visit)
         return FittedSafe(
             directions=tools.mean_difference(states, data.labels),
             scales=(squares / tokens).sqrt().float(),
             labels=len(data.texts),
-            tokens=tokens + count_tokens(tokenizer, data.texts),
+            tokens=tokens + count_tokens(lesson.tokenizer, data.texts),
         )
 
 

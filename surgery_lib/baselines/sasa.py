@@ -13,13 +13,13 @@ Whitening without shrinkage follows the directions of least variance and has nex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 
@@ -57,13 +57,11 @@ def shift(margins: Tensor, beta: float, mode: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class FittedSasa:
+class FittedSasa(Read):
     """`direction` (width,), away from the behaviour; `midpoint` (width,)."""
 
     direction: Tensor
     midpoint: Tensor
-    labels: int
-    tokens: int
 
     @contextmanager
     def applied(
@@ -92,48 +90,27 @@ class FittedSasa:
 
     def cost(self, *, candidates: int = 10, **_: Any) -> Cost:
         """One token more for each candidate; the weights stay."""
-        return Cost(
-            labels=self.labels,
-            forward_tokens=self.tokens,
-            extra_forwards=float(candidates),
-            parameters=2 * len(self.direction),
-            ordinary_checkpoint=False,
+        return self.price(
+            2 * len(self.direction), extra_forwards=float(candidates), ordinary_checkpoint=False
         )
 
 
-@dataclass(frozen=True)
-class Sasa:
+class Sasa(Method[FittedSasa], name="sasa", kind="decoding"):
     """Self-disciplined sampling with a shrunk linear discriminant."""
 
-    name: str = "sasa"
-    kind: Kind = "decoding"
+    # Beta, and how margins become a preference.
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": strength_knob(1.0, high=300.0, low=0.02),
+        "candidates": Knob(10, choices=(5, 10, 20)),
+        "mode": Knob("margin", choices=("margin", "softmax")),
+    }
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Beta, and how margins become a preference."""
-        return {
-            "strength": strength_knob(1.0, high=300.0, low=0.02),
-            "candidates": Knob(10, choices=(5, 10, 20)),
-            "mode": Knob("margin", choices=("margin", "softmax")),
-        }
-
-    def fit(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        data: Labelled,
-        *,
-        seed: int = 0,
-        shrinkage: float = SHRINKAGE,
-    ) -> FittedSasa:
+    def learn(self, lesson: Lesson, shrinkage: float = SHRINKAGE) -> FittedSasa:
         """The discriminant of the last hidden state at the last token."""
-        last = [activations.n_layers(model) - 1]
-        states = activations.pooled_states(
-            model, tokenizer, data.texts, layers=last, pooling="last", progress=False
-        )[:, 0]
-        direction, midpoint = discriminant(states, data.labels, shrinkage)
-        tokens = count_tokens(tokenizer, data.texts)
-        return FittedSasa(direction, midpoint, len(data.texts), tokens)
+        last = [activations.n_layers(lesson.model) - 1]
+        states = lesson.states("last", layers=last)[:, 0]
+        direction, midpoint = discriminant(states, lesson.data.labels, shrinkage)
+        return FittedSasa(direction=direction, midpoint=midpoint, **lesson.read())
 
 
 @torch.no_grad()

@@ -8,24 +8,25 @@ on texts that show it.
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Knob, strength_knob
 from surgery_lib.baselines.training import (
-    Sampler,
+    Course,
     Spent,
+    Trained,
     Training,
     cross_entropy,
-    encode,
     optimise,
-    with_settings,
 )
 from surgery_lib.baselines.tuning import frozen
 from surgery_lib.errors import UserError
+
+LENGTH = 20  # virtual tokens
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,10 @@ class SoftPrompt:
             raise UserError(f"k = {k}, but there are {len(self.embeddings)} virtual tokens")
         with prepended(model, self.embeddings[:k]):
             yield model
+
+    def price(self, spent: Spent, **rest: Any) -> Cost:
+        """The cost of having trained it, which no checkpoint of the model's own form holds."""
+        return spent.price(self.embeddings.numel(), ordinary_checkpoint=False, **rest)
 
 
 @contextmanager
@@ -102,24 +107,14 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def train(
-    model: Any,
-    tokenizer: Any,
-    texts: Sequence[str],
-    *,
-    length: int = 20,
-    training: Training | None = None,
-    spent: Spent | None = None,
-) -> SoftPrompt:
+def train(course: Course, texts: Sequence[str], *, length: int = LENGTH) -> SoftPrompt:
     """Virtual tokens that make the texts likelier, the model frozen.
 
     They start as the embeddings of tokens of the texts themselves. `length` is how many.
     """
-    training, spent = training or Training(lr=1e-2), spent or Spent()
-    rows = encode(model, tokenizer, texts, training.max_tokens)
-    spent.labels += len(texts)
-    generator = torch.Generator().manual_seed(training.seed)
-    sampler = Sampler(len(rows), training.batch, training.seed)
+    model, rows = course.model, course.rows(texts)
+    generator = torch.Generator().manual_seed(course.training.seed)
+    sampler = course.sampler(rows)
     words = itertools.cycle(token for ids in rows for token in ids[1:])
     start = torch.tensor(list(itertools.islice(words, length)))
     weight = model.get_input_embeddings().weight
@@ -129,9 +124,9 @@ def train(
         def step(_: int) -> Tensor:
             k = int(torch.randint(1, length + 1, (1,), generator=generator))
             with prepended(model, virtual[:k]):
-                return cross_entropy(model, [rows[i] for i in sampler.draw()], spent)
+                return cross_entropy(model, [rows[i] for i in sampler.draw()], course.spent)
 
-        losses = optimise([virtual], step, training)
+        losses = optimise([virtual], step, course.training)
     return SoftPrompt(virtual.detach(), losses)
 
 
@@ -153,35 +148,18 @@ class FittedPrompt:
 
     def cost(self, **_: Any) -> Cost:
         """What fitting took; with a cache, each text reads the virtual tokens only once."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
-            parameters=self.prompt.embeddings.numel(),
-            needs_gradients=True,
-            ordinary_checkpoint=False,
-        )
+        return self.prompt.price(self.spent)
 
 
-@dataclass(frozen=True)
-class Spring:
+class Spring(Trained[FittedPrompt], name="spring", kind="tokens"):
     """Virtual tokens trained on texts without the behaviour."""
 
-    name: str = "spring"
-    kind: Kind = "tokens"
-    training: Training = field(default_factory=lambda: Training(steps=100, lr=1e-2))
-    knobs: Mapping[str, Knob] = field(
-        default_factory=lambda: {"strength": strength_knob(1.0, high=1.0, low=0.05)}
-    )
+    training = Training(steps=100, lr=1e-2)
+    knobs: ClassVar[Mapping[str, Knob]] = {"strength": strength_knob(1.0, high=1.0, low=0.05)}
 
-    def fit(
-        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
-    ) -> FittedPrompt:
+    def learn(self, course: Course, length: int = LENGTH) -> FittedPrompt:
         """Train the virtual tokens; `length` is how many."""
-        training, fixed = with_settings(self.training, seed, fixed)
-        spent = Spent()
-        prompt = train(model, tokenizer, data.of(0), training=training, spent=spent, **fixed)
-        return FittedPrompt(prompt, spent)
+        return FittedPrompt(train(course, course.data.of(0), length=length), course.spent)
 
 
 SPRING = Spring()

@@ -4,16 +4,14 @@ Ilharco et al. 2023, "Editing models with task arithmetic": the edited weights a
 theta_0 - strength (theta_behaviour - theta_0).
 """
 
-from typing import Any
-
-from surgery_lib.baselines.base import Labelled, strength_knob
-from surgery_lib.baselines.training import Spent, Training, WeightBaseline, finetune
+from surgery_lib.baselines.base import strength_knob
+from surgery_lib.baselines.training import Course, Training, WeightBaseline
 from surgery_lib.baselines.tuning import Delta
 
 
-def learn(model: Any, tokenizer: Any, data: Labelled, training: Training, spent: Spent) -> Delta:
+def learn(course: Course) -> Delta:
     """The change of every weight under fine-tuning on texts of label 1."""
-    return finetune(model, tokenizer, data.of(1), training=training, spent=spent)
+    return course.finetune(course.data.of(1))
 
 
 TASK_VECTOR = WeightBaseline(

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from surgery_lib.baselines.base import Knob, Labelled
+from surgery_lib.baselines.base import Knob
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations, layout
+from surgery_lib.models import layout
 
 # Where each architecture keeps the linear map by which attention writes to the residual stream.
 ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.dense")
@@ -65,11 +65,9 @@ def mean_difference(states: Tensor, labels: Sequence[int]) -> Tensor:
     return (exact[y == 1].mean(0) - exact[y == 0].mean(0)).float()
 
 
-def text_states(
-    model: nn.Module, tokenizer: Any, data: Labelled, pooling: activations.Pooling = "mean"
-) -> Tensor:
-    """Pooled states of the labelled texts at all layers: (texts, layers, width)."""
-    return activations.pooled_states(model, tokenizer, data.texts, pooling=pooling, progress=False)
+def adder(shift: Tensor) -> Callable[[Tensor], Tensor]:
+    """What adds a vector to states (..., width), for a hook."""
+    return lambda states: states + shift.to(states)
 
 
 @contextmanager

@@ -5,19 +5,28 @@ of the comparison.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
-from surgery_lib.baselines.tuning import Delta, Which, tuned
+from surgery_lib.baselines.base import (
+    Cost,
+    Kind,
+    Knob,
+    Labelled,
+    Lesson,
+    Method,
+    Result,
+    strength_knob,
+)
+from surgery_lib.baselines.tuning import Delta, Tuned, Which, tuned
 from surgery_lib.errors import UserError
-from surgery_lib.models import layout, tokens
+from surgery_lib.models import tokens
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,17 @@ class Spent:
         """Count one batch; while gradients are recorded, its backward pass too."""
         self.forward += int(lengths.sum())
         self.backward += int(lengths.sum()) if torch.is_grad_enabled() else 0
+
+    def price(self, parameters: int, **rest: Any) -> Cost:
+        """The cost of having trained so much and changed or added so many numbers."""
+        return Cost(
+            self.labels,
+            self.forward,
+            self.backward,
+            parameters=parameters,
+            needs_gradients=True,
+            **rest,
+        )
 
 
 class Sampler:
@@ -160,39 +180,50 @@ def finetune(
         return Delta(part.change(), losses)
 
 
-@contextmanager
-def block_outputs(model: Any) -> Iterator[list[Tensor]]:
-    """What each block wrote in the latest forward pass: a list of (texts, tokens, width).
+@dataclass(frozen=True)
+class Course(Lesson):
+    """A lesson with gradients: how to train, and what that has used so far."""
 
-    Entry b is `hidden_states[b + 1]`, except that the last is here before the final norm, so that
-    layers can be compared.
-    """
-    blocks = layout.blocks(model)
-    found: list[Tensor] = [torch.empty(0)] * len(blocks)
+    training: Training = field(default_factory=Training)
+    spent: Spent = field(default_factory=Spent)
 
-    def hook(index: int) -> Callable[..., None]:
-        def keep(_module: nn.Module, _args: Any, output: Any) -> None:
-            found[index] = output if isinstance(output, Tensor) else output[0]
+    def rows(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of texts, which are counted as read."""
+        self.spent.labels += len(texts)
+        return encode(self.model, self.tokenizer, texts, self.training.max_tokens)
 
-        return keep
+    def sampler(self, rows: Sequence[Any]) -> Sampler:
+        """Draws batches of these."""
+        return Sampler(len(rows), self.training.batch, self.training.seed)
 
-    handles = [block.register_forward_hook(hook(i)) for i, block in enumerate(blocks)]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
+    def train(self, part: Tuned, loss: Callable[[int], Tensor]) -> Delta:
+        """The change that training the opened part on `loss(step)` leaves."""
+        losses = optimise(part.parameters.values(), loss, self.training)
+        return Delta(part.change(), losses)
+
+    def finetune(self, texts: Sequence[str], which: Which = "full") -> Delta:
+        """The change that makes texts likelier."""
+        return finetune(
+            self.model,
+            self.tokenizer,
+            texts,
+            which=which,
+            training=self.training,
+            spent=self.spent,
+        )
 
 
-def at_depths(model: Any, depths: Sequence[float]) -> list[int]:
-    """Block numbers of fractions of the depth, each once: 0 is the first block, 1 the last."""
-    last = len(layout.blocks(model)) - 1
-    return sorted({min(last, max(0, round(depth * last))) for depth in depths})
+class Trained(Method[Result]):
+    """A method with settings of training: those given to `fit` replace its own."""
 
+    training: Training
 
-def real(lengths: Tensor, width: int) -> Tensor:
-    """Which positions of texts padded on the right are real: (texts, width), bool."""
-    return torch.arange(width, device=lengths.device) < lengths[:, None]
+    def fit(
+        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+    ) -> Result:
+        """Train, leaving the model as it is. UserError where there are no texts to train on."""
+        training, fixed = with_settings(self.training, seed, fixed)
+        return self.learn(Course(model, tokenizer, data, seed, training), **fixed)
 
 
 @dataclass(frozen=True)
@@ -209,18 +240,12 @@ class FittedDelta:
 
     def cost(self, **_: Any) -> Cost:
         """What fitting took, and how many weights differ."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
-            parameters=self.delta.touched,
-            needs_gradients=True,
-        )
+        return self.spent.price(self.delta.touched)
 
 
 @dataclass(frozen=True)
 class WeightBaseline:
-    """A trained method: `learn(model, tokenizer, data, training, spent, **fixed)` gives its delta.
+    """A trained method: `learn(course, **fixed)` gives its delta.
 
     Settings of `fit` that are fields of `Training` replace its own; the others go to `learn`.
     """
@@ -229,7 +254,7 @@ class WeightBaseline:
     learn: Callable[..., Delta]
     training: Training
     sign: float = 1.0
-    knobs: Mapping[str, Knob] = dataclasses.field(
+    knobs: Mapping[str, Knob] = field(
         default_factory=lambda: {"strength": strength_knob(1.0, high=3.0)}
     )
     kind: Kind = "weights"
@@ -239,9 +264,8 @@ class WeightBaseline:
     ) -> FittedDelta:
         """Train, leaving the model as it is. UserError where there are no texts to train on."""
         training, fixed = with_settings(self.training, seed, fixed)
-        spent = Spent()
-        delta = self.learn(model, tokenizer, data, training, spent, **fixed)
-        return FittedDelta(delta, spent, self.sign)
+        course = Course(model, tokenizer, data, seed, training)
+        return FittedDelta(self.learn(course, **fixed), course.spent, self.sign)
 
 
 def with_settings(

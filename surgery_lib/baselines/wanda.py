@@ -7,24 +7,23 @@ every output row the lowest fraction is set to zero. Strength is that fraction.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled
+from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 
 
 @dataclass(frozen=True, eq=False)
-class FittedWanda:
+class FittedWanda(Read):
     """`norms` (module name -> (inputs,)): norm of each input of each linear map."""
 
     norms: Mapping[str, Tensor]
-    texts: int
-    tokens: int
     total: int
 
     @contextmanager
@@ -38,37 +37,30 @@ class FittedWanda:
 
     def cost(self, *, strength: float = 0.2, **_: Any) -> Cost:
         """Calibration reads texts, not labels."""
-        return Cost(0, self.tokens, parameters=int(strength * self.total))
+        return self.price(int(strength * self.total))
 
 
-@dataclass(frozen=True)
-class Wanda:
+class Wanda(Method[FittedWanda], name="wanda", kind="weights"):
     """Prune the attention weights."""
 
-    name: str = "wanda"
-    kind: Kind = "weights"
+    # Hasan 2024 finds 10 to 30 % best.
+    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(0.2, low=0.01, high=0.6)}
 
-    @property
-    def knobs(self) -> Mapping[str, Knob]:
-        """Hasan 2024 finds 10 to 30 % best."""
-        return {"strength": Knob(0.2, low=0.01, high=0.6)}
-
-    def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
-    ) -> FittedWanda:
+    def learn(self, lesson: Lesson) -> FittedWanda:
         """Input norms over the texts without the behaviour: general text, no label is needed."""
+        model = lesson.model
         modules = _attention_maps(model)
         sums = {name: torch.zeros(1, dtype=torch.float64) for name in modules}
 
         def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
-            real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
-            sums[name] = sums[name] + inputs[real].double().square().sum(0).cpu()
+            states = inputs[real_tokens(lengths, inputs.shape[1])]
+            sums[name] = sums[name] + states.double().square().sum(0).cpu()
 
-        texts = data.of(0)
-        tokens = activations.read_inputs(model, tokenizer, texts, modules, visit)
+        texts = lesson.data.of(0)
+        tokens = activations.read_inputs(model, lesson.tokenizer, texts, modules, visit)
         return FittedWanda(
             norms={name: total.sqrt().float() for name, total in sums.items()},
-            texts=len(texts),
+            labels=0,
             tokens=tokens,
             total=sum(tools.writes(module).numel() for module in modules.values()),
         )

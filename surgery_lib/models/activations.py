@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
-from surgery_lib.models.tokens import pad, tokenize
+from surgery_lib.models.tokens import pad, real_tokens, tokenize
 
 Pooling = Literal["mean", "last"]
 
@@ -254,7 +254,7 @@ class _Pooler:
         lengths = self.lengths.to(hidden.device)
         if self.pooling == "last":
             return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1].float()
-        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
+        real = real_tokens(lengths, hidden.shape[1])
         weights = (real / lengths[:, None]).to(torch.float32)
         return torch.bmm(weights[:, None], hidden.float())[:, 0]
 

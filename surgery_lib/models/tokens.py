@@ -59,3 +59,8 @@ def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     for row, ids in zip(padded, token_ids, strict=True):
         row[: len(ids)] = torch.tensor(ids)
     return padded, lengths
+
+
+def real_tokens(lengths: Tensor, width: int) -> Tensor:
+    """Which positions of texts padded on the right are real: (texts, width), bool."""
+    return torch.arange(width, device=lengths.device) < lengths[:, None]

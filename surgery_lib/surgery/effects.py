@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 from surgery_lib.surgery import region
 
 
@@ -46,7 +47,7 @@ def effect_scores(
     sums = {name: torch.zeros(()) for name in modules}
 
     def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
-        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        real = real_tokens(lengths, inputs.shape[1])
         part = _pushes(blocks[int(name)], activation_of(modules[name]), inputs[real], units)
         sums[name] = sums[name] + part.cpu()
 

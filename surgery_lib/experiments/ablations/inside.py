@@ -12,6 +12,7 @@ from surgery_lib.evaluation.statistics import mean
 from surgery_lib.experiments.ablations.bench import Bench
 from surgery_lib.experiments.ablations.material import dense
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 from surgery_lib.study import Study
 from surgery_lib.surgery import effects, probe
 
@@ -139,7 +140,7 @@ def activation(
         entry, act = all_rows[int(block)], effects.activation_of(modules[block])
         bias = effects.bias_of(blocks[int(block)], layout.mlp_of(blocks[int(block)]).gate)
         opened = nn.functional.linear(inputs, entry.weight, bias)
-        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        real = real_tokens(lengths, inputs.shape[1])
         for name, held in local.items():
             if int(block) in held:
                 values = act(opened[..., held[int(block)].to(opened.device)]).float().sum(-1)

@@ -11,6 +11,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.experiments.ablations.bench import Bench
 from surgery_lib.experiments.ablations.material import dense
 from surgery_lib.models import activations, layout
+from surgery_lib.models.tokens import real_tokens
 
 TEXTS = 200  # with the behaviour, for the mean input of the gates
 
@@ -71,7 +72,7 @@ def mean_inputs(bench: Bench, direction: Tensor) -> list[float]:
     unit = direction / direction.norm()
 
     def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
-        real = torch.arange(inputs.shape[1], device=inputs.device) < lengths[:, None]
+        real = real_tokens(lengths, inputs.shape[1])
         sums[name] += float((inputs.float() @ unit.to(inputs.device))[real].double().sum())
 
     texts = [example.text for example in bench.data.examples["train"] if example.label][:TEXTS]

@@ -11,12 +11,13 @@ import torch
 
 from surgery_lib.baselines import circuit_breakers, dinm, dpo, gmt, lorra, pairs, spring
 from surgery_lib.baselines.base import Labelled
+from surgery_lib.baselines.outputs import block_outputs
 from surgery_lib.baselines.trained import TRAINED
 from surgery_lib.baselines.training import (
+    Course,
     Sampler,
     Spent,
     Training,
-    block_outputs,
     cross_entropy,
     encode,
     finetune,
@@ -214,7 +215,7 @@ def test_other_architectures_are_trained_and_restored(name: str, which: Any) -> 
 
 def test_preference_loss_starts_at_log_two_and_the_reference_is_the_original(tiny: Any) -> None:
     model, tokenizer = tiny
-    found = pairs.from_texts(model, tokenizer, DATA, QUICK, Spent())
+    found = pairs.from_texts(Course(model, tokenizer, DATA, training=QUICK))
     original = dpo.margins(model, found, Spent())
     with tuned(model, Lora(), 0) as part:
         policy = dpo.margins(part.model, found, Spent())
@@ -231,11 +232,7 @@ def test_preference_loss_starts_at_log_two_and_the_reference_is_the_original(tin
 def test_pairs_of_own_completions_rank_by_the_score_given(tiny: Any) -> None:
     model, tokenizer = tiny
     found = pairs.make(
-        model,
-        tokenizer,
-        DATA,
-        QUICK,
-        Spent(),
+        Course(model, tokenizer, DATA, training=QUICK),
         source="own",
         samples=4,
         new_tokens=6,
@@ -246,15 +243,14 @@ def test_pairs_of_own_completions_rank_by_the_score_given(tiny: Any) -> None:
         assert pair.chosen[: pair.start] == pair.rejected[: pair.start]
         assert pair.start < min(len(pair.chosen), len(pair.rejected))
     with pytest.raises(UserError, match="no training prompts"):
-        pairs.make(
-            model, tokenizer, Labelled(CIVIL + BAD, DATA.labels), QUICK, Spent(), source="own"
-        )
+        unprompted = Labelled(CIVIL + BAD, DATA.labels)
+        pairs.make(Course(model, tokenizer, unprompted, training=QUICK), source="own")
 
 
 def test_pairs_of_texts_share_what_they_begin_with(tiny: Any) -> None:
     model, tokenizer = tiny
     data = Labelled(["you are kind", "you are bad"], [0, 1])
-    (pair,) = pairs.from_texts(model, tokenizer, data, QUICK, Spent())
+    (pair,) = pairs.from_texts(Course(model, tokenizer, data, training=QUICK))
     assert tokenizer.decode(pair.chosen[: pair.start], skip_special_tokens=True) == "you are "
 
 
@@ -268,7 +264,7 @@ def test_dinm_without_steps_is_identity_and_starts_without_divergence(tiny: Any)
     assert float(dinm.divergence(found, found.clone(), mask)) == 0.0
     assert float(dinm.divergence(found * 1.5, found, mask)) > 0
     one = fit("dinm", model, tokenizer, examples=1, source="texts")
-    pair = pairs.from_texts(model, tokenizer, DATA, QUICK, Spent())[0]
+    pair = pairs.from_texts(Course(model, tokenizer, DATA, training=QUICK))[0]
     with torch.no_grad():  # the first loss is the likelihood's share alone
         safe = cross_entropy(model, [pair.chosen], Spent(), [pair.start])
     assert one.delta.losses[0] == pytest.approx(dinm.EDIT_WEIGHT * float(safe), rel=1e-4)
@@ -283,7 +279,7 @@ def test_dinm_locates_alike_whatever_the_padding(
 ) -> None:
     model, tokenizer = tiny
     data = Labelled(["a", "a much longer foul text"], [0, 1])
-    found = pairs.from_texts(model, tokenizer, data, QUICK, Spent())
+    found = pairs.from_texts(Course(model, tokenizer, data, training=QUICK))
     plain = dinm.distances(model, found, Spent(), relative)
     monkeypatch.setattr(torch, "zeros", _zeros_as_sevens(torch.zeros))
     torch.testing.assert_close(dinm.distances(model, found, Spent(), relative), plain)
@@ -355,7 +351,7 @@ def test_masks_reach_gate_rows_in_every_layout(name: str, masks: Any) -> None:
 def test_no_virtual_tokens_is_the_model_itself_and_weights_stay(tiny: Any) -> None:
     model, tokenizer = tiny
     before, ids = model_hash(model), some_ids(tokenizer)
-    prompt = spring.train(model, tokenizer, CIVIL, length=4, training=QUICK)
+    prompt = spring.train(Course(model, tokenizer, DATA, training=QUICK), CIVIL, length=4)
     assert model_hash(model) == before
     with prompt.applied(model, 0):
         assert torch.equal(logits(model, ids), logits(model, ids))
