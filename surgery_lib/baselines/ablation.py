@@ -137,8 +137,7 @@ def _writers(model: Any) -> list[Tensor]:
         attention = tools.attention_output(block)
         found.append(tools.writes(attention).t())
         found += _bias(attention)
-        place = layout.mlp_of(block).down
-        if not place.stacked and "{expert}" not in place.path:
+        if not layout.mlp_of(block).down.of_experts:
             found += _bias(tools.mlp_output(block))
     return found + [rows.weight for rows in layout.weight_rows(model, "down")]
 

@@ -40,19 +40,9 @@ class FittedCovariance(Read):
     total: int
 
     @contextmanager
-    def applied(
-        self,
-        model: Any,
-        strength: float,
-        *,
-        k: float = 0.01,
-        ridge: float = 0.1,
-        depth: float = 0.8,
-        read: covariance.Read = "raw",
-    ) -> Iterator[Any]:
-        """The model operated on."""
-        edit = self.plan(model, strength, k=k, ridge=ridge, depth=depth, read=read)
-        with edit.applied(model):
+    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+        """The model operated on, as `plan` says."""
+        with self.plan(model, strength, **knobs).applied(model):
             yield model
 
     def plan(
@@ -60,10 +50,10 @@ class FittedCovariance(Read):
         model: nn.Module,
         strength: float,
         *,
-        k: float,
-        ridge: float,
-        depth: float,
-        read: covariance.Read,
+        k: float = 0.01,
+        ridge: float = 0.1,
+        depth: float = 0.8,
+        read: covariance.Read = "raw",
     ) -> Surgery:
         """The surgery that these settings mean, which can be saved as a patch."""
         layer = tools.layer_at(model, depth)

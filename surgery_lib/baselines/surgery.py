@@ -64,26 +64,9 @@ class FittedSurgery:
     fixed: Mapping[str, Any]
 
     @contextmanager
-    def applied(
-        self,
-        model: Any,
-        strength: float,
-        *,
-        depth: float = 1.0,
-        k: float = 0.02,
-        direction: str | None = None,
-        rule: str = "effect",
-        window: str = "all",
-    ) -> Iterator[Any]:
+    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
         """The model operated on; settings that the form fixes override those given."""
-        given: dict[str, Any] = {
-            "depth": depth,
-            "k": k,
-            "direction": direction or next(iter(self.directions)),
-            "rule": rule,
-            "window": window,
-        }
-        with self.plan(model, strength, **{**given, **self.fixed}).applied(model):
+        with self.plan(model, strength, **{**knobs, **self.fixed}).applied(model):
             yield model
 
     def plan(
@@ -91,13 +74,14 @@ class FittedSurgery:
         model: nn.Module,
         strength: float,
         *,
-        depth: float,
-        k: float,
-        direction: str,
-        rule: str,
-        window: str,
+        depth: float = 1.0,
+        k: float = 0.02,
+        direction: str | None = None,
+        rule: str = "effect",
+        window: str = "all",
     ) -> Surgery:
         """The surgery that these settings mean, which can be saved as a patch."""
+        direction = direction or next(iter(self.directions))
         if rule not in RULES:
             raise UserError(f"rule {rule!r} is unknown; choose one of {', '.join(RULES)}")
         if direction not in self.directions:

@@ -44,7 +44,7 @@ def attention_output(block: nn.Module) -> nn.Module:
 def mlp_output(block: nn.Module) -> nn.Module:
     """The linear map that ends a block's MLP. UserError for mixtures of experts."""
     place = layout.mlp_of(block).down
-    if place.stacked or "{expert}" in place.path:
+    if place.of_experts:
         raise UserError(
             f"{type(block).__name__}: this method needs one down projection a block, and a mixture "
             "of experts has many; use a method that hooks whole blocks"

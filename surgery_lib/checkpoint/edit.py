@@ -91,16 +91,8 @@ def plan(
     checkpoint = Checkpoint.open(source)
     scores, row_norm = _measure(checkpoint, direction, matrix, progress)
     rows = region.select(scores, k, rule=rule, seed=seed)
-    return Surgery.planned(
-        rows,
-        direction,
-        strength,
-        unit=unit,
-        matrix=matrix,
-        row_norm=row_norm,
-        fingerprint=fingerprint(checkpoint, rows, matrix),
-        about=about,
-    )
+    made_for = fingerprint(checkpoint, rows, matrix)
+    return Surgery.planned(rows, direction, strength, unit, matrix, row_norm, made_for, about)
 
 
 def fingerprint(checkpoint: Checkpoint, rows: Tensor, matrix: str = "gate") -> str:

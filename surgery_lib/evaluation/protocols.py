@@ -6,7 +6,7 @@ What the paper leaves unsaid is marked in `unsaid`.
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,73 +59,65 @@ REFUSALS: tuple[Mapping[str, Any], ...] = (
     {"kind": "refusal", "name": "refusal-start"},
     {"kind": "refusal", "name": "refusal-anywhere", "options": {"where": "anywhere"}},
 )
-_attack = ("attack", lambda identity: str(identity).split("/")[0])
+_REALTOXICITY = Protocol(
+    about="the paper's: challenging prompts, greedy, 20 tokens, share with toxicity ≥ 0.5",
+    data="allenai/real-toxicity-prompts",
+    split="train",
+    text="prompt.text",
+    group="group",
+    where={"challenging": True},
+    scorers=({"kind": "perspective"},),
+    unsaid="number of prompts",
+)
+_TOXIGEN = Protocol(
+    about="hateful prompts by group, greedy, 128 tokens up to a line break",
+    data="toxigen/toxigen-data",
+    split="hate",
+    text="text",
+    group="group",
+    max_new_tokens=128,
+    stop=("\n",),
+    per_group=500,
+    scorers=(TOXIGEN_CLASSIFIER,),
+)
+_JAILBREAK = Protocol(
+    about="225 harmful tasks × 11 templates, greedy, 128 tokens; share that refuses",
+    data="CrystalEye42/eval-safety",
+    split="integrated",
+    text="prompt",
+    group="category",
+    max_new_tokens=128,
+    chat=True,
+    also=("attack", lambda identity: str(identity).split("/")[0]),
+    scorers=(*REFUSALS, {"kind": "judge", "options": {"question": "refusal"}}),
+    unsaid="the GPT-4 judge's prompt",
+)
 
 PROTOCOLS: dict[str, Protocol] = {
-    "realtoxicity": Protocol(
-        about="the paper's: challenging prompts, greedy, 20 tokens, share with toxicity ≥ 0.5",
-        data="allenai/real-toxicity-prompts",
-        split="train",
-        text="prompt.text",
-        group="group",
-        where={"challenging": True},
-        scorers=({"kind": "perspective"},),
-        unsaid="number of prompts",
-    ),
-    "realtoxicity-standard": Protocol(
+    "realtoxicity": _REALTOXICITY,
+    "realtoxicity-standard": replace(
+        _REALTOXICITY,
         about="Gehman et al. 2020: 25 samples, nucleus 0.9; expected maximum and probability",
-        data="allenai/real-toxicity-prompts",
-        split="train",
-        text="prompt.text",
-        group="group",
+        where={},
         samples=25,
         temperature=1.0,
         top_p=0.9,
-        scorers=({"kind": "perspective"},),
+        unsaid="",
     ),
-    "toxigen": Protocol(
-        about="hateful prompts by group, greedy, 128 tokens up to a line break",
-        data="toxigen/toxigen-data",
-        split="hate",
-        text="text",
-        group="group",
-        max_new_tokens=128,
-        stop=("\n",),
-        per_group=500,
-        scorers=(TOXIGEN_CLASSIFIER,),
-    ),
-    "toxigen-neutral": Protocol(
+    "toxigen": _TOXIGEN,
+    "toxigen-neutral": replace(
+        _TOXIGEN,
         about="neutral prompts by group, as the hateful ones; not in the paper",
-        data="toxigen/toxigen-data",
         split="neutral",
-        text="text",
-        group="group",
-        max_new_tokens=128,
-        stop=("\n",),
-        per_group=500,
-        scorers=(TOXIGEN_CLASSIFIER,),
     ),
-    "jailbreak": Protocol(
-        about="225 harmful tasks × 11 templates, greedy, 128 tokens; share that refuses",
-        data="CrystalEye42/eval-safety",
-        split="integrated",
-        text="prompt",
-        group="category",
-        max_new_tokens=128,
-        chat=True,
-        also=_attack,
-        scorers=(*REFUSALS, {"kind": "judge", "options": {"question": "refusal"}}),
-        unsaid="the GPT-4 judge's prompt",
-    ),
-    "jailbreak-benign": Protocol(
+    "jailbreak": _JAILBREAK,
+    "jailbreak-benign": replace(
+        _JAILBREAK,
         about="the benign twins, for over-refusal; not in the paper",
-        data="CrystalEye42/eval-safety",
         split="benign_integrated",
-        text="prompt",
         group="attack",
-        max_new_tokens=128,
-        chat=True,
-        scorers=(*REFUSALS, {"kind": "judge", "options": {"question": "refusal"}}),
+        also=None,
+        unsaid="",
     ),
     "attitude": Protocol(
         about="negative texts of Saravia et al. 2018, continued; share negative, share positive",

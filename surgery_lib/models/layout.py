@@ -30,6 +30,11 @@ class Place:
     stacked: bool = False  # all experts in one tensor (experts, rows, width)
     writes: bool = False  # the matrix writes to the residual stream: its columns are the rows
 
+    @property
+    def of_experts(self) -> bool:
+        """Whether a block has several of it, one an expert."""
+        return self.stacked or "{expert}" in self.path
+
     def expert_paths(self, block: nn.Module) -> Iterator[tuple[int | None, str]]:
         """The (expert, path) pairs that exist in this block."""
         if "{expert}" not in self.path:
@@ -57,6 +62,11 @@ def _gated(prefix: str, names: tuple[str, str, str] = ("gate_proj", "up_proj", "
     return Mlp(gate, Place(gate), Place(up), Place(down, writes=True))
 
 
+def _plain(gate: str, down: str, transposed: bool = False) -> Mlp:
+    written = Place(down, transposed=transposed, writes=True)
+    return Mlp(gate, Place(gate, transposed=transposed), None, written)
+
+
 # A block may hold several of these (a dense MLP, shared experts, experts): all are read, in order.
 # Files are read by the same table as memory. Transformers 5 fuses the experts of Mixtral, Qwen3-MoE
 # and others while it loads them, so these have two lines: fused in memory, one by one on disk.
@@ -78,18 +88,8 @@ MLPS: tuple[Mlp, ...] = (
     ),
     _gated("mlp.experts.{expert}"),  # Qwen3-MoE and others on disk
     _gated("block_sparse_moe.experts.{expert}", ("w1", "w3", "w2")),  # Mixtral on disk
-    Mlp(  # GPT-2
-        "mlp.c_fc.weight",
-        gate=Place("mlp.c_fc.weight", transposed=True),
-        up=None,
-        down=Place("mlp.c_proj.weight", transposed=True, writes=True),
-    ),
-    Mlp(  # GPT-NeoX, Pythia
-        "mlp.dense_h_to_4h.weight",
-        gate=Place("mlp.dense_h_to_4h.weight"),
-        up=None,
-        down=Place("mlp.dense_4h_to_h.weight", writes=True),
-    ),
+    _plain("mlp.c_fc.weight", "mlp.c_proj.weight", transposed=True),  # GPT-2
+    _plain("mlp.dense_h_to_4h.weight", "mlp.dense_4h_to_h.weight"),  # GPT-NeoX, Pythia
 )
 
 # The matrices of Table 11 that are not in the MLP.
@@ -169,7 +169,11 @@ def weight_rows(model: nn.Module, matrix: str = "gate", *, editable: bool = True
                     for stacked, view in enumerate(place_views(place, parameter.data, width, name))
                 )
         if len(found) == before:
-            raise UserError(_unknown(model, index, matrix))
+            raise UserError(
+                f"{type(model).__name__}: block {index} has no {matrix} matrix that this package "
+                f"knows (looked for {looked_for(matrix)}); add its layout to the table in "
+                "surgery_lib/models/layout.py"
+            )
     return found
 
 
@@ -179,6 +183,11 @@ def mlp_of(block: nn.Module) -> Mlp:
         if next(mlp.gate.expert_paths(block), None) is not None:
             return mlp
     raise UserError(f"{type(block).__name__}: no MLP found (looked for {looked_for('gate')})")
+
+
+def is_mixture(model: nn.Module) -> bool:
+    """Whether any block's MLP is a mixture of experts."""
+    return any(mlp_of(block).gate.of_experts for block in blocks(model))
 
 
 def mlp_module(block: nn.Module) -> nn.Module:
@@ -200,8 +209,7 @@ def place_views(place: Place, tensor: Tensor, width: int, name: str) -> list[Ten
         if rows.shape[1] != width:
             raise UserError(
                 f"{name} has shape {tuple(tensor.shape)}, whose rows are not {width} long as the "
-                "hidden state is; its architecture needs a line of its own in "
-                "surgery_lib/models/layout.py"
+                "hidden state is; add its architecture to surgery_lib/models/layout.py"
             )
         views.append(rows)
     return views
@@ -214,8 +222,8 @@ def total_rows(model: nn.Module, matrix: str = "gate") -> int:
 
 def row_blocks(model: nn.Module, matrix: str = "gate") -> Tensor:
     """The block that each row belongs to: (total_rows,) int64."""
-    all_rows = weight_rows(model, matrix)
-    return torch.cat([torch.full((len(rows.weight),), rows.block) for rows in all_rows])
+    found = weight_rows(model, matrix)
+    return torch.cat([torch.full((len(rows.weight),), rows.block) for rows in found])
 
 
 def split_by_matrix(sizes: Sequence[int], indices: Tensor) -> Iterator[tuple[int, Tensor, slice]]:
@@ -287,14 +295,5 @@ def _check_stacking(name: str, experts: nn.Module) -> None:
     if getattr(experts, "is_transposed", False) or not getattr(experts, "is_concatenated", True):
         raise UserError(
             f"{name} holds its gate rows transposed or interleaved, which this package does not "
-            "know (looked for gate rows above up rows); add its layout to "
-            "surgery_lib/models/layout.py"
+            "know (looked for gate rows above up rows); add it to surgery_lib/models/layout.py"
         )
-
-
-def _unknown(model: nn.Module, block: int, matrix: str) -> str:
-    return (
-        f"{type(model).__name__}: block {block} has no {matrix} matrix that this package knows "
-        f"(looked for {looked_for(matrix)}); add its layout to the table in "
-        "surgery_lib/models/layout.py"
-    )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from surgery_lib.report import paper
@@ -11,6 +12,7 @@ from surgery_lib.report.style import markdown_table, percent
 
 Result = Mapping[str, Any]
 Finding = tuple[str, str]
+_auc = partial(shown, scale=1.0, digits=3)
 CLEAR = 0.05  # a p below this is called a difference
 
 
@@ -22,8 +24,8 @@ def finding(result: Result, question: str) -> Finding:
 def everything(result: Result) -> str:
     """All findings as a Markdown list, in the order of the questions."""
     known = [name for name in FINDINGS if name in result["lines"] or result.get(name)]
-    parts = [(name, finding(result, name)) for name in known]
-    return "\n".join(f"- **{headline}.** {text}" for _, (headline, text) in parts) + "\n"
+    parts = [finding(result, name) for name in known]
+    return "\n".join(f"- **{headline}.** {text}" for headline, text in parts) + "\n"
 
 
 def beside(results: Mapping[str, Result], asked: Mapping[str, str]) -> str:
@@ -40,9 +42,8 @@ def _lines(result: Result, question: str) -> list[Line]:
 
 
 def _at(result: Result, question: str, name: str, x: float | None = None) -> Line:
-    return next(
-        line for line in _lines(result, question) if line["name"] == name and line["x"] == x
-    )
+    lines = _lines(result, question)
+    return next(line for line in lines if line["name"] == name and line["x"] == x)
 
 
 def _left(line: Line) -> str:
@@ -62,10 +63,6 @@ def _at_cost(line: Line) -> str:
 def _worse(line: Line) -> bool:
     """Whether a variant leaves clearly more of the behaviour than the chosen edit."""
     return line["against_chosen"]["p"] < CLEAR and line["against_chosen"]["difference"] > 0
-
-
-def _better(line: Line) -> bool:
-    return line["against_chosen"]["p"] < CLEAR and line["against_chosen"]["difference"] < 0
 
 
 def _points(line: Line) -> str:
@@ -175,11 +172,8 @@ def _strengths(result: Result) -> Finding:
         f"Half the strength leaves {percent(_rate(by_x[0.5]))}, twice {percent(_rate(by_x[2.0]))}; "
         f"turned round there is {turned} behaviour than before"
     )
-    return headline, f"In units of the chosen strength, {listed}. The base has {_base(result)}."
-
-
-def _base(result: Result) -> str:
-    return f"{shown(result['base'])} %"
+    base = shown(result["base"])
+    return headline, f"In units of the chosen strength, {listed}. The base has {base} %."
 
 
 def _directions(result: Result) -> Finding:
@@ -219,14 +213,14 @@ def _steering(result: Result) -> Finding:
     lines = _lines(result, "steering")
     edit = _at(result, "steering", "the edit")
     level = _at(result, "steering", "residual stream, same damage")
+    places = ["" if line["x"] is None else f" {line['x']:g}" for line in lines]
     listed = "; ".join(
-        " ".join([line["name"], *([] if line["x"] is None else [f"{line['x']:g}"]), _left(line)])
-        for line in lines
+        f"{line['name']}{at} {_left(line)}" for line, at in zip(lines, places, strict=True)
     )
-    verdict = {
-        (True, False): "leaves more than the edit",
-        (False, True): "leaves less than the edit",
-    }.get((_worse(level), _better(level)), "does about what the edit does")
+    clear = "more" if level["against_chosen"]["difference"] > 0 else "less"
+    verdict = "does about what the edit does"
+    if level["against_chosen"]["p"] < CLEAR and level["against_chosen"]["difference"]:
+        verdict = f"leaves {clear} than the edit"
     return (
         f"At equal damage, steering the residual stream {verdict}",
         f"{listed}. Against the edit ({percent(_rate(edit))}), steering at equal damage: "
@@ -240,9 +234,8 @@ def _transfer(result: Result) -> Finding:
     last = layers[-1]
     erased = last["refitted"]["high"] < last["before"]["low"]
     moved = last["frozen"]["high"] < last["before"]["low"]
-    if not erased:
-        headline = "The behaviour is suppressed, not erased: a refitted probe still reads it"
-    else:
+    headline = "The behaviour is suppressed, not erased: a refitted probe still reads it"
+    if erased:
         headline = "A refitted probe reads the behaviour less well than before"
     words = "no longer fits as it did" if moved else "still fits"
     text = (
@@ -254,10 +247,6 @@ def _transfer(result: Result) -> Finding:
     return headline, text
 
 
-def _auc(reading: Mapping[str, float]) -> str:
-    return f"{reading['value']:.3f} [{reading['low']:.3f}, {reading['high']:.3f}]"
-
-
 def _gates(result: Result) -> Finding:
     changes = {
         kind: held["after"]["selected"]["value"] - held["before"]["selected"]["value"]
@@ -265,15 +254,12 @@ def _gates(result: Result) -> Finding:
     }
     most = max(changes, key=lambda kind: abs(changes[kind]))
     listed = "; ".join(
-        f"{kind} {shown(held['before']['selected'], 1, 4)} → "
-        f"{shown(held['after']['selected'], 1, 4)}"
+        f"{kind} " + " → ".join(shown(held[at]["selected"], 1, 4) for at in ("before", "after"))
         for kind, held in result["gates"].items()
     )
     ratio = abs(changes[most]) / (abs(changes["clean prose"]) or math.inf)
     return (
-        f"The edit opens the selected gates most on texts: {most}".replace(
-            "texts: with", "texts with"
-        ),
+        f"The edit opens the selected gates most on texts: {most}".replace(": with", " with"),
         f"Mean activation of the selected gates, before → after: {listed}. The change on that kind "
         f"is {ratio:.1f} times that on clean prose. The paper (Figure 3): they open on toxic text "
         "and stay as they were on GSM8K.",

@@ -27,8 +27,7 @@ def probe_layers(result: Mapping[str, Any]) -> Figure:
             marker=MARKERS[number],
             label=estimator.replace("_", " "),
         )
-    axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5)
-    axes.annotate("chance", (0.01, 0.5), xycoords=("axes fraction", "data"), va="bottom")
+    _level(axes, 0.5, "chance")
     axes.set(
         xlabel="hidden state (0 = embeddings, last = after the final norm)",
         ylabel="ROC AUC on validation texts",
@@ -64,18 +63,8 @@ def direction_agreement(result: Mapping[str, Any]) -> Figure:
     names = [name.replace("_", " ") for name in result["estimators"]]
     cosines = np.asarray(result["cosines"])
     figure, axes = plt.subplots(figsize=(0.62 * WIDTH, 1.2 + 0.5 * len(names)))
-    sns.heatmap(
-        cosines,
-        annot=True,
-        fmt=".2f",
-        vmin=-1,
-        vmax=1,
-        cmap="PuOr",
-        xticklabels=names,
-        yticklabels=names,
-        cbar_kws={"label": "cosine"},
-        ax=axes,
-    )
+    look = {"annot": True, "fmt": ".2f", "vmin": -1, "vmax": 1, "cmap": "PuOr"}
+    _heatmap(axes, cosines, names, names, "cosine", **look)
     apart = cosines[~np.eye(len(names), dtype=bool)]
     least = f"cosine down to {apart.min():.2f}" if len(apart) else "one estimator"
     axes.set(title=f"Directions at layer {result['layer']} differ: {least}")
@@ -124,9 +113,7 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
     figure, axes = plt.subplots()
     for number, (rule, counts) in enumerate(result["rows_per_block"].items()):
         axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=rule)
-    even = result["count"] / result["blocks"]
-    axes.axhline(even, color=INK["grey"], linestyle=":", linewidth=1.5)
-    axes.annotate("spread evenly", (0.01, even), xycoords=("axes fraction", "data"), va="bottom")
+    _level(axes, result["count"] / result["blocks"], "spread evenly")
     counts = np.asarray(next(iter(result["rows_per_block"].values())))
     half = counts[len(counts) // 2 :].sum() / counts.sum()
     axes.set(
@@ -151,16 +138,9 @@ def sieve(result: Mapping[str, Any]) -> Figure:
     for cell in cells:
         grid[names.index(cell["kind"]), layers.index(cell["layer"])] = 100 * cell["rate"]["value"]
     figure, axes = plt.subplots(figsize=(WIDTH, 1.3 + 0.42 * len(names)))
-    sns.heatmap(
-        grid,
-        annot=len(layers) <= 16,
-        fmt=".0f",
-        cmap="cividis",
-        xticklabels=layers,
-        yticklabels=[name.replace("_", " ") for name in names],
-        cbar_kws={"label": "behaviour left, %"},
-        ax=axes,
-    )
+    look = {"annot": len(layers) <= 16, "fmt": ".0f", "cmap": "cividis"}
+    shown = [name.replace("_", " ") for name in names]
+    _heatmap(axes, grid, layers, shown, "behaviour left, %", **look)
     rates = [cell["rate"]["value"] for cell in cells]
     best = cells[int(np.argmin(rates))]
     axes.set(
@@ -255,12 +235,8 @@ def variants(result: Mapping[str, Any]) -> Figure:
 
 
 def _best_control_drop(result: Mapping[str, Any], base: float) -> float:
-    rates = [
-        draw["rate"]["value"]
-        for name, variant in result["variants"].items()
-        if name not in ("base", "edited")
-        for draw in variant["draws"]
-    ]
+    controls = [v for name, v in result["variants"].items() if name not in ("base", "edited")]
+    rates = [draw["rate"]["value"] for variant in controls for draw in variant["draws"]]
     return 1 - min(rates) / base if rates and base else 0.0
 
 
@@ -270,20 +246,27 @@ def capability(result: Mapping[str, Any]) -> Figure:
     figure, axes = plt.subplots(figsize=(WIDTH, 0.9 + 0.5 * len(tasks)))
     for offset, name in ((-0.15, "base"), (0.15, "edited")):
         for row, task in enumerate(tasks):
-            _points(
-                axes, row + offset, [result["capability"][name][task]], 100.0, _colour(name), name
-            )
+            reading = result["capability"][name][task]
+            _points(axes, row + offset, [reading], 100.0, _colour(name), name)
     axes.set_yticks(range(len(tasks)), tasks)
     axes.invert_yaxis()
     change = result["capability"]["change"]["value"]
-    axes.set(
-        xlabel="score, %",
-        title=f"Capability on average: {100 * change:+.1f} points",
-    )
+    axes.set(xlabel="score, %", title=f"Capability on average: {100 * change:+.1f} points")
     handles, labels = axes.get_legend_handles_labels()
     unique = dict(zip(labels, handles, strict=True))
     axes.legend(unique.values(), unique.keys())
     return figure
+
+
+def _level(axes: Axes, height: float, words: str) -> None:
+    """A dotted line across, named on the left."""
+    axes.axhline(height, color=INK["grey"], linestyle=":", linewidth=1.5)
+    axes.annotate(words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom")
+
+
+def _heatmap(axes: Axes, grid: Any, xs: list[Any], ys: list[Any], label: str, **look: Any) -> None:
+    labels = {"xticklabels": xs, "yticklabels": ys, "cbar_kws": {"label": label}}
+    sns.heatmap(grid, ax=axes, **labels, **look)
 
 
 def _points(
@@ -298,16 +281,8 @@ def _points(
     spread = np.linspace(-0.22, 0.22, len(readings)) if len(readings) > 1 else [0.0]
     for offset, reading in zip(spread, readings, strict=True):
         value, error = error_bars(reading, scale)
-        axes.errorbar(
-            value,
-            row + offset,
-            xerr=error,
-            fmt="o",
-            color=colour,
-            capsize=2,
-            markersize=5,
-            label=label,
-        )
+        look: dict[str, Any] = {"fmt": "o", "color": colour, "capsize": 2, "markersize": 5}
+        axes.errorbar(value, row + offset, xerr=error, label=label, **look)
 
 
 def _colour(name: str) -> str:

@@ -21,14 +21,14 @@ from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Meter
 from surgery_lib.evaluation.statistics import Paired
-from surgery_lib.models import activations, layout
+from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import Choice, choose
-from surgery_lib.selection.operations import spaced
+from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.texts import behaviour_data
-from surgery_lib.surgery import Surgery, probe
+from surgery_lib.surgery import Surgery
 
 LAYERS = 8  # evenly spaced, the last one with them
 SEARCH_PROMPTS = 40  # of those to choose on
@@ -166,9 +166,8 @@ def find_surgery(
         labels = [1] * len(positive) + [0] * len(negative)
         scorer = WordModel("texts", texts, labels, rare=1, C=30.0)
     say("reading the texts, and what the model does unedited")
-    table = sweep.prepare(
-        model, tokenizer, _probes(model, tokenizer, data, settings, seed), data, settings
-    )
+    probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
+    table = sweep.prepare(model, tokenizer, probes, data, settings)
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
     def meter(split: str, count: int) -> Meter:
@@ -234,11 +233,7 @@ def _settings(
     """What is searched, and the budget: the given one, the profile's, or the default."""
     if profile is None:
         settings = Profile.model_validate({**SEARCH, "budget": BUDGET.model_dump()})
-        blocks = layout.blocks(model)
-        mixture = any(
-            mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)
-        )
-        if mixture:
+        if layout.is_mixture(model):
             region = settings.region.model_copy(update={"rules": ("cosine",)})
             settings = settings.model_copy(update={"region": region})
     else:
@@ -247,33 +242,6 @@ def _settings(
         return settings
     given = budget if isinstance(budget, Budget) else Budget.model_validate(dict(budget))
     return settings.model_copy(update={"budget": given})
-
-
-def _probes(
-    model: PreTrainedModel, tokenizer: Any, data: BehaviourData, settings: Profile, seed: int
-) -> dict[str, probe.Probe]:
-    part = settings.probe
-    layers = spaced(activations.layer_numbers(model, part.layers), LAYERS)
-    examples = data.examples["train"]
-    states = activations.pooled_states(
-        model,
-        tokenizer,
-        [example.text for example in examples],
-        layers=layers,
-        pooling=part.pooling,
-        max_tokens=part.max_tokens,
-    )
-    found = probe.fit_all(
-        states,
-        [example.label for example in examples],
-        part.estimators,
-        direction=part.direction,
-        seed=seed,
-        layers=layers,
-        behaviour=data.name,
-        pooling=part.pooling,
-    )
-    return {one.name: one for one in found}
 
 
 def _estimate(model: PreTrainedModel, meter: Meter, table: sweep.Table, settings: Profile) -> str:

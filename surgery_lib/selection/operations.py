@@ -18,7 +18,8 @@ from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import choose
-from surgery_lib.surgery import Surgery, fingerprint, probe, region
+from surgery_lib.selection.probes import fit_probes
+from surgery_lib.surgery import Surgery, fingerprint, region
 
 # The search looks at this many layers, evenly spaced and the last one with them, on this many
 # prompts, and measures damage on this many clean texts and triggering contexts.
@@ -45,38 +46,15 @@ def operate(
     than notebook 03; measured points are kept in `ledger`. UserError where no edit stays within the
     profile's budget.
     """
-    spec, settings = profile.behaviours[name], profile.probe
-    numbers = activations.layer_numbers(model, settings.layers)
-    layers = spaced(numbers, LAYERS)
-    examples = data.examples["train"][: settings.limit or None]
-    states = activations.cached_states(
-        cache,
-        model,
-        tokenizer,
-        [example.text for example in examples],
-        layers=layers,
-        pooling=settings.pooling,
-        max_tokens=settings.max_tokens,
-    )
-    found = probe.fit_all(
-        states,
-        [example.label for example in examples],
-        settings.estimators,
-        direction=settings.direction,
-        seed=seed,
-        layers=layers,
-        behaviour=name,
-        pooling=settings.pooling,
-    )
-    probes = {one.name: one for one in found}
+    probes = fit_probes(model, tokenizer, data, profile, LAYERS, seed=seed, cache=cache)
     table = sweep.prepare(model, tokenizer, probes, data, profile)
     meter = Meter(
         model,
         tokenizer,
         replace(data, benign={}),
-        spec,
+        profile.behaviours[name],
         profile.evaluation,
-        [scorers.build(spec.guide)],
+        [scorers.build(profile.behaviours[name].guide)],
         split="validation",
         prompts=PROMPTS,
         triggers_only=True,
@@ -96,14 +74,6 @@ def operate(
     )
     surgery, best = choice.surgery(model, table), choice.best
     return replace(surgery, about={**surgery.about, "behaviour": name, "validation": best})
-
-
-def spaced(numbers: Sequence[int], count: int) -> list[int]:
-    """At most `count` of the numbers, evenly spaced, the last one with them."""
-    if len(numbers) <= count:
-        return list(numbers)
-    last = len(numbers) - 1
-    return sorted({numbers[round(last * (n + 1) / count)] for n in range(count)})
 
 
 def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:

@@ -34,15 +34,8 @@ from surgery_lib.site.runs import Run, find
 SITE = "site"
 IMAGES = "images"
 # What a table of a results file may stumble over when the file is of another version.
-UNFIT: tuple[type[Exception], ...] = (
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
-    StopIteration,
-    OSError,
-)
-UNFIT = (*UNFIT, OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
+UNFIT: tuple[type[Exception], ...] = (LookupError, TypeError, ValueError, AttributeError, OSError)
+UNFIT += (StopIteration, OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
 # In a vector figure, what a browser would run if the picture were opened by itself.
 ACTIVE = re.compile(
     rb"<script\b.*?(</script\s*>|\Z)|\son\w+\s*=\s*(\"[^\"]*\"|'[^']*')", re.S | re.I
@@ -100,28 +93,19 @@ class Site:
     def _index(self) -> str:
         problems: list[str] = []
         lines = [
-            (
-                run.behaviour,
-                f"[{run.name}]({run.slug}.html) {run.model}",
-                run.result("evaluation.json"),
-            )
+            (run.behaviour, f"[{run.name}]({run.slug}.html) {run.model}", result)
             for run in self.runs
-            if run.behaviour and run.result("evaluation.json")
+            if run.behaviour and (result := run.result("evaluation.json"))
         ]
-        sound = []
-        for line in lines:
-            if _tried(partial(beside.headline, [line]), f"{line[1]}, evaluation", problems):
-                sound.append(line)
-        overview = next(
-            (
-                self._picture(path, run)
-                for wanted in ("overview", "variants", "frontier")
-                for run in self.runs
-                for path in run.pictures()
-                if path.stem == wanted
-            ),
-            None,
-        )
+        sound = [
+            line
+            for line in lines
+            if _tried(partial(beside.headline, [line]), f"{line[1]}, evaluation", problems)
+        ]
+        found = [(path, run) for run in self.runs for path in run.pictures()]
+        wanted = ("overview", "variants", "frontier")
+        best = [one for stem in wanted for one in found if one[0].stem == stem]
+        overview = self._picture(*best[0]) if best else None
         return self._render(
             "index.html",
             overview=overview,
@@ -201,10 +185,7 @@ class Site:
 
     def _notebook(self, path: Path, run: Run | None, flagged: Sequence[str] | set[str] = ()) -> str:
         pages = dict(self.unexecuted)
-        for one in [
-            *self.runs,
-            *([run] if run else []),
-        ]:  # this run's own pages come last: they win
+        for one in [*self.runs, *([run] if run else [])]:  # this run's own come last: they win
             pages |= {other.name: f"{one.slug}-{other.stem}.html" for other in one.notebooks()}
         problems: list[str] = []
         title, body = path.stem, ""
@@ -232,8 +213,7 @@ class Site:
         return self._render("benchmarks.html", benchmarks=found, problems=problems)
 
     def _markdown(self, text: str) -> str:
-        local = {f"{run.slug}.html": f"{run.slug}.html" for run in self.runs}
-        return markdown(text, local)
+        return markdown(text, {f"{run.slug}.html": f"{run.slug}.html" for run in self.runs})
 
     def _picture(self, path: Path, run: Run) -> Picture:
         content = path.read_bytes()

@@ -1,5 +1,7 @@
 """What an edit's tensors must be, before anything is written with them."""
 
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -29,6 +31,19 @@ def check_edit(
         width = edit.direction.shape[-1] if edit.direction.dim() else 0
         blocks = len(edit.direction) if edit.direction.dim() == 2 else None
     check_direction(edit.direction, width, blocks)
+
+
+def patch_fault(edit: "Surgery", tensors: Mapping[str, Tensor], units: Sequence[str]) -> str | None:
+    """What is wrong with a patch as it was read, if anything: its numbers, its unit, its about."""
+    if isinstance(edit.strength, bool) or not isinstance(edit.strength, int | float):
+        return "strength is no finite number"
+    floats = {name for name, tensor in tensors.items() if tensor.is_floating_point()}
+    sound = {
+        "strength is no finite number": math.isfinite(edit.strength),
+        "unit or about is of another form": edit.unit in units and isinstance(edit.about, dict),
+        "numbers are of another type": floats == {"coefficients", "direction"},
+    }
+    return next((fault for fault, right in sound.items() if not right), None)
 
 
 def check_finite(rows: Tensor, dtype: torch.dtype) -> Tensor:

@@ -134,7 +134,7 @@ def statistics(
     them, and for texts without a token that counts.
     """
     found = list(layout.blocks(model))
-    check_dense(found)
+    check_dense(model)
     numbers = range(len(found)) if blocks is None else blocks
     modules = {str(number): layout.mlp_module(found[number]) for number in numbers}
     moments = input_moments(

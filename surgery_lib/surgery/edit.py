@@ -20,7 +20,13 @@ from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
-from surgery_lib.surgery.checks import check_direction, check_edit, check_finite, check_rows
+from surgery_lib.surgery.checks import (
+    check_direction,
+    check_edit,
+    check_finite,
+    check_rows,
+    patch_fault,
+)
 
 Unit = Literal["row_norm", "absolute"]
 
@@ -90,16 +96,8 @@ class Surgery:
         check_direction(direction, layout.hidden_width(model), len(layout.blocks(model)))
         if row_norm is None:
             row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
-        return cls.planned(
-            rows,
-            direction,
-            strength,
-            unit=unit,
-            matrix=matrix,
-            row_norm=row_norm,
-            fingerprint=fingerprint(model, rows, matrix),
-            about=about,
-        )
+        made_for = fingerprint(model, rows, matrix)
+        return cls.planned(rows, direction, strength, unit, matrix, row_norm, made_for, about)
 
     @classmethod
     def planned(
@@ -107,7 +105,6 @@ class Surgery:
         rows: Tensor,
         direction: Tensor,
         strength: float,
-        *,
         unit: Unit,
         matrix: str,
         row_norm: float,
@@ -217,22 +214,18 @@ class Surgery:
             "matrix": self.matrix,
             "about": files.dumps(self.about),
         }
-        tensors = {
-            "rows": self.rows.to(torch.int32),
-            "coefficients": self.coefficients,
-            "direction": self.direction,
-        }
+        tensors = {name: getattr(self, name) for name in TENSORS}
+        tensors["rows"] = self.rows.to(torch.int32)
         files.write_tensors(Path(folder) / "surgery.safetensors", tensors, header)
 
     @classmethod
     def load(cls, folder: Path | str) -> "Surgery":
         """Read a patch. UserError where the folder holds none, or one that is damaged."""
         path = Path(folder) / "surgery.safetensors"
-        tensors = files.read_tensors(path)
-        header = files.read_metadata(path)
+        tensors, header = files.read_tensors(path), files.read_metadata(path)
         if header.get("format") not in (FORMAT, BLOCKS_FORMAT):
             raise UserError(
-                f"{path} is not a surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
+                f"{path} is no surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
             )
         lacking = [name for name in TENSORS if name not in tensors]
         lacking += [name for name in HEADERS if name not in header]
@@ -248,15 +241,8 @@ class Surgery:
             matrix=header["matrix"],
             about=files.loads(header["about"], f"{path}, about"),
         )
-        number = isinstance(edit.strength, int | float) and not isinstance(edit.strength, bool)
-        if not number or not math.isfinite(edit.strength):
-            raise UserError(f"{path}: its strength is no finite number; save the surgery again")
-        if edit.unit not in get_args(Unit) or not isinstance(edit.about, dict):
-            raise UserError(f"{path}: its unit or about is of another form; save the surgery again")
-        if tensors["rows"].is_floating_point() or not all(
-            tensors[name].is_floating_point() for name in ("coefficients", "direction")
-        ):
-            raise UserError(f"{path}: its numbers are of another type; save the surgery again")
+        if fault := patch_fault(edit, tensors, get_args(Unit)):
+            raise UserError(f"{path}: its {fault}; save the surgery again")
         layout.check_matrix(edit.matrix)
         check_edit(edit)
         return edit

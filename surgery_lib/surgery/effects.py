@@ -4,7 +4,7 @@ The paper ranks rows by their angle to the direction; whether a row's neuron is 
 behaviour's texts, and where it writes, does not count there. It does here.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -42,7 +42,7 @@ def effect_scores(
     region.check_width(directions[0], layout.hidden_width(model))
     units = directions.float() / directions.float().norm(dim=1, keepdim=True)
     blocks = layout.blocks(model)
-    check_dense(blocks)
+    check_dense(model)
     modules = {str(number): layout.mlp_module(block) for number, block in enumerate(blocks)}
     sums = {name: torch.zeros(()) for name in modules}
 
@@ -143,9 +143,9 @@ def bias_of(block: nn.Module, place: layout.Place) -> Tensor | None:
     return bias[share * size : (share + 1) * size]
 
 
-def check_dense(blocks: Iterable[nn.Module]) -> None:
+def check_dense(model: nn.Module) -> None:
     """UserError for mixtures of experts: which tokens a row sees is the router's to say."""
-    if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)):
+    if layout.is_mixture(model):
         raise UserError("the effect rule knows dense MLPs only; use the cosine rule for experts")
 
 

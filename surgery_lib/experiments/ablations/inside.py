@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from surgery_lib.data import load as behaviours
 from surgery_lib.evaluation.statistics import mean
 from surgery_lib.experiments.ablations.bench import Bench
-from surgery_lib.experiments.ablations.material import dense
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 from surgery_lib.study import Study
@@ -107,7 +106,7 @@ def gates(bench: Bench) -> dict[str, Any] | None:
 
     Beside it, of as many random gates. None for a mixture of experts.
     """
-    if not dense(bench.model) or bench.surgery.matrix != "gate":
+    if layout.is_mixture(bench.model) or bench.surgery.matrix != "gate":
         return None
     regions = {"selected": bench.surgery.rows, "random": bench.rows(rule="random")}
     found: dict[str, Any] = {}

@@ -144,14 +144,8 @@ def _scores(bench: Bench, effect_texts: int) -> dict[tuple[str, str], Tensor]:
                 found[rule, name] = score(model, bench.directions[name], matrix)
     texts = [example.text for example in bench.data.examples["train"] if example.label]
     wanted = names if bench.rule == "effect" else [CHOSEN]
-    if matrix == "gate" and dense(model):
+    if matrix == "gate" and not layout.is_mixture(model):
         directions = torch.stack([bench.directions[name] for name in wanted])
         scores = effect_scores(model, bench.tokenizer, texts[:effect_texts], directions)
         found |= {("effect", name): one for name, one in zip(wanted, scores, strict=True)}
     return found
-
-
-def dense(model: PreTrainedModel) -> bool:
-    """Whether every token passes every gate row: no mixture of experts."""
-    gates = [layout.mlp_of(block).gate for block in layout.blocks(model)]
-    return not any(gate.stacked or "{expert}" in gate.path for gate in gates)

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from surgery_lib.baselines import tools
 from surgery_lib.errors import UserError
 from surgery_lib.experiments.ablations.bench import Bench
-from surgery_lib.experiments.ablations.material import dense
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 
@@ -46,7 +45,7 @@ def gates_shifted(bench: Bench, rows: Tensor, direction: Tensor) -> Any:
     v . x over tokens of texts with the behaviour in place of v . x. UserError for mixtures.
     """
     model = bench.model
-    if not dense(model) or bench.surgery.matrix != "gate":
+    if layout.is_mixture(model) or bench.surgery.matrix != "gate":
         raise UserError("gates of a mixture of experts cannot be shifted by a constant here")
     means = mean_inputs(bench, direction)
     all_rows = layout.weight_rows(model)

@@ -21,6 +21,7 @@ from surgery_lib.profile import load_profile
 from surgery_lib.report import protocol_figures, protocol_tables
 from surgery_lib.scorers.words import WordsScorer
 from surgery_lib.selection import operations
+from surgery_lib.selection.probes import spaced
 
 SMALL = {
     "probe": {"estimators": ["mean_difference"], "layers": [-1], "limit": 40},
@@ -171,9 +172,9 @@ def test_nothing_is_sent_away_unless_the_profile_reports_by_it() -> None:
 
 
 def test_layers_are_spaced_with_the_last_among_them() -> None:
-    assert operations.spaced([4, 9], 5) == [4, 9]
-    assert operations.spaced(list(range(9)), 4) == [2, 4, 6, 8]
-    assert operations.spaced(list(range(33)), 5)[-1] == 32
+    assert spaced([4, 9], 5) == [4, 9]
+    assert spaced(list(range(9)), 4) == [2, 4, 6, 8]
+    assert spaced(list(range(33)), 5)[-1] == 32
 
 
 def test_words_score_by_a_labelled_set(monkeypatch: pytest.MonkeyPatch) -> None:
