@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from surgery_lib import files
+from surgery_lib.baselines import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.report import ablation_findings, advice, tables
 from surgery_lib.report.style import markdown_table
@@ -58,6 +59,32 @@ def benchmarks() -> str:
     return markdown_table(["what", "against", "measured", "aim"], lines) + "\n" + words
 
 
+NEEDS = {
+    "labels": "labelled texts",
+    "prompts": "triggering prompts",
+    "benign": "harmless prompts",
+    "samples": "own completions",
+    "gradients": "gradients",
+}
+
+
+def methods() -> str:
+    """What is compared: where it is published, what its fit needs, what the search may turn."""
+    lines = []
+    for name, entry in METHODS.items():
+        knobs = [
+            f"{knob} {' / '.join(map(str, one.choices)) or f'{one.low:g} to {one.high:g}'}"
+            for knob, one in entry.method.knobs.items()
+        ]
+        address = entry.reference
+        shown = f"arXiv {address.rpartition('/')[2]}" if "arxiv.org" in address else "here"
+        shown = "blog" if "/blog/" in address else shown
+        needs = ", ".join(NEEDS[need] for need in entry.needs)
+        link = f"[{shown}]({address})"
+        lines.append([name.replace("_", " "), entry.method.kind, needs, "; ".join(knobs), link])
+    return markdown_table(["method", "kind", "needs", "searched", "published"], lines)
+
+
 def questions() -> str:
     """The headlines of notebook 06, the embedded model beside real text."""
     studies = {"the patient": "patient", "real text": "real-text"}
@@ -95,6 +122,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
     "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
     "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
+    "methods": methods,
     "against-paper": against_paper,
     "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
     "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),

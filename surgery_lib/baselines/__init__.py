@@ -1,10 +1,6 @@
-"""The methods that surgery is compared with, one file each, by name."""
+"""The methods that surgery is compared with, one file each; `registry` is their table."""
 
 from surgery_lib.baselines.base import Baseline, Cost, Fitted, Knob, Labelled
-from surgery_lib.baselines.decoders import DECODERS
-from surgery_lib.baselines.trained import TRAINED
-from surgery_lib.baselines.untrained import UNTRAINED
+from surgery_lib.baselines.registry import BASELINES, METHODS
 
-BASELINES: dict[str, Baseline] = {**UNTRAINED, **DECODERS, **TRAINED}
-
-__all__ = ["BASELINES", "Baseline", "Cost", "Fitted", "Knob", "Labelled"]
+__all__ = ["BASELINES", "METHODS", "Baseline", "Cost", "Fitted", "Knob", "Labelled"]

@@ -248,7 +248,7 @@ def _tried(make: Callable[[], Any], what: str, problems: list[str]) -> Any:
 def _provenance(run: Run) -> str:
     """Commit, versions and inputs of every result of a run."""
     documents: Mapping[str, Any] = run.documents
-    kept = ("settings", "commit", "versions", "parameters", "inputs")
+    kept = ("settings", "commit", "revision", "versions", "parameters", "inputs")
     steps = {name: {key: one.get(key) for key in kept} for name, one in documents.items()}
     return measured.table(steps, "result", "made with")
 

@@ -36,6 +36,7 @@ class Study:
     seed: int
     folder: Path
     overrides: dict[str, Any] = field(default_factory=dict)
+    made_with: dict[str, str] = field(default_factory=dict, compare=False)  # the model's revision
 
     @classmethod
     def start(
@@ -80,7 +81,7 @@ class Study:
     def load_model(self) -> tuple[Any, Any]:
         """The patient and its tokenizer, as the profile says."""
         wanted = self.profile.model
-        return models.load_model(
+        model, tokenizer = models.load_model(
             wanted.id,
             revision=wanted.revision,
             dtype=wanted.dtype,
@@ -88,6 +89,9 @@ class Study:
             quantization=wanted.quantization,
             trust_remote_code=wanted.trust_remote_code,
         )
+        if revision := models.resolved_revision(model):
+            self.made_with["revision"] = revision
+        return model, tokenizer
 
     @property
     def cache(self) -> Path:
@@ -119,6 +123,7 @@ class Study:
                 "versions": versions(),
                 "commit": commit(),
                 **({"dtype": used} if used else {}),
+                **self.made_with,
                 "inputs": {self._relative(Path(file)): content(Path(file)) for file in inputs},
                 "result": payload,
             },

@@ -7,8 +7,7 @@ import torch
 from architectures import Letters, build
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from surgery_lib.baselines import Labelled, decoding
-from surgery_lib.baselines.decoders import DECODERS
+from surgery_lib.baselines import BASELINES, Labelled, decoding
 from surgery_lib.baselines.detoxigen import FittedDetoxigen, contrast
 from surgery_lib.baselines.dexperts import Dexperts, FittedDexperts
 from surgery_lib.baselines.sasa import Sasa, candidate_states, discriminant, shift
@@ -31,6 +30,7 @@ def fitted(name, model):
     return FittedDetoxigen(SoftPrompt(torch.randn(4, model.config.hidden_size)))
 
 
+DECODERS = [name for name, method in BASELINES.items() if method.kind == "decoding"]
 STRENGTHS = {"sasa": 20.0, "dexperts": 0.7, "detoxigen": 2.0}
 
 

@@ -11,9 +11,9 @@ from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
+from surgery_lib.baselines.registry import METHODS
 from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.surgery import SURGERY_PAPER, SurgeryMethod
-from surgery_lib.baselines.untrained import UNTRAINED
 from surgery_lib.baselines.wanda import Wanda, lowest
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
@@ -23,6 +23,7 @@ from surgery_lib.surgery.effects import effect_scores
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
 DATA = Labelled(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
+UNTRAINED = {n: one.method for n, one in METHODS.items() if "gradients" not in one.needs}
 IN_PLACE = [name for name, method in UNTRAINED.items() if method.kind in ("weights", "hook")]
 STRONG = {"wanda": 0.3, "ablation": 1.0, "safe_activation": 6.0}
 # A layer of the architecture table that has biases, tied embeddings and Conv1D, beside a Llama.

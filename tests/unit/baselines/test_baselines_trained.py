@@ -12,7 +12,7 @@ import torch
 from surgery_lib.baselines import circuit_breakers, dinm, dpo, gmt, lorra, pairs, spring
 from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.outputs import block_outputs
-from surgery_lib.baselines.trained import TRAINED
+from surgery_lib.baselines.registry import METHODS
 from surgery_lib.baselines.training import (
     Course,
     Sampler,
@@ -40,6 +40,11 @@ SMALL: dict[str, dict[str, Any]] = {
     "dinm": {"samples": 2, "new_tokens": 4, "examples": 2},
     "gmt": {"source": "texts"},
     "spring": {"length": 4},
+}
+TRAINED = {
+    name: entry.method
+    for name, entry in METHODS.items()
+    if "gradients" in entry.needs and entry.method.kind != "decoding"
 }
 DELTAS = sorted(set(TRAINED) - {"spring"})
 

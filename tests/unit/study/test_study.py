@@ -158,6 +158,19 @@ def test_results_carry_provenance_and_no_trace_of_the_machine(tmp_path: Path) ->
     assert run.done("region.json") and not run.done("evaluation.json")
 
 
+def test_results_carry_the_revision_of_the_model_that_was_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Loaded:
+        surgery_revision = "local-12ab"
+
+    monkeypatch.setattr(models, "load_model", lambda *_, **__: (Loaded(), None))
+    run = Study.start(results=tmp_path)
+    run.load_model()
+    run.write_json("probe.json", {})
+    assert json.loads(run.path("probe.json").read_text())["revision"] == "local-12ab"
+
+
 def test_the_same_run_writes_the_same_bytes(tmp_path: Path) -> None:
     written = []
     for folder in ("a", "b"):
