@@ -29,7 +29,8 @@ class Probe:
 
     `direction` (width,), float32, points towards the behaviour; surgery uses it. `classifier`
     (width,) and `bias` decide: a score above zero says that the text shows the behaviour. The two
-    vectors are the same but for `direction="paper"`.
+    vectors are the same but for `direction="paper"`. `start`: cosines of a trained head with its
+    own random start, of the undesired row ("row") and of the difference of both ("difference").
     """
 
     direction: Tensor
@@ -40,6 +41,7 @@ class Probe:
     behaviour: str = ""
     pooling: str = "mean"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    start: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -89,7 +91,8 @@ def fit(
     numbers = list(range(states.shape[1])) if layers is None else list(layers)
     solutions = ESTIMATORS[estimator](states.float(), y, seed)
     probes = []
-    for layer, (rows, biases) in zip(numbers, solutions, strict=True):
+    for layer, solution in zip(numbers, solutions, strict=True):
+        rows, biases = solution.rows, solution.biases
         difference, offset = rows[1] - rows[0], float(biases[1] - biases[0])
         norm = float(difference.norm())
         if not np.isfinite(norm) or norm == 0:
@@ -105,6 +108,7 @@ def fit(
                 estimator=estimator,
                 behaviour=behaviour,
                 pooling=pooling,
+                start=solution.start,
             )
         )
     _warn_of_polarity(probes, states, y)
@@ -131,7 +135,7 @@ def fit_all(
 
 
 def _warn_of_polarity(probes: Sequence[Probe], states: Tensor, y: Tensor) -> None:
-    """A few hundred steps of 1e-4 may leave a softmax probe pointing where its start pointed."""
+    """Classes that hardly differ may leave a softmax probe pointing where its start pointed."""
     wrong = [
         probe.name
         for index, probe in enumerate(probes)
@@ -206,6 +210,7 @@ def save(path: Path | str, probes: Sequence[Probe]) -> None:
             "behaviour": probe.behaviour,
             "pooling": probe.pooling,
             "metrics": dict(probe.metrics),
+            "start": dict(probe.start),
         }
         header[probe.name] = files.dumps(about)
     files.write_tensors(path, tensors, header)
