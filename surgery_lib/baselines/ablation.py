@@ -67,7 +67,7 @@ class Ablation:
     def knobs(self) -> Mapping[str, Knob]:
         """Strength 1 is the published method."""
         return {
-            "strength": Knob(1.0, low=0.02, high=1.0),
+            "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
             "depth": Knob(0.5, low=0.1, high=DEEPEST),
         }
 

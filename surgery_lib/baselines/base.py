@@ -52,6 +52,8 @@ class Knob:
     """One setting that the search may turn: a range from `low` to `high`, or `choices`.
 
     Layers are given as a fraction of the depth, so that one range serves models of any depth.
+    A strength is `bounded` where more than `high` means nothing, as of a share; the search goes
+    beyond any other.
     """
 
     default: Any
@@ -59,6 +61,7 @@ class Knob:
     high: float | None = None
     log: bool = False
     choices: tuple[Any, ...] = ()
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.choices) == (self.low is not None and self.high is not None):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled
 from surgery_lib.baselines.training import (
     Sampler,
     Spent,
@@ -171,7 +171,7 @@ class Spring:
     kind: Kind = "tokens"
     training: Training = field(default_factory=lambda: Training(steps=100, lr=1e-2))
     knobs: Mapping[str, Knob] = field(
-        default_factory=lambda: {"strength": strength_knob(1.0, high=1.0, low=0.05)}
+        default_factory=lambda: {"strength": Knob(1.0, low=0.05, high=1.0, log=True, bounded=True)}
     )
 
     def fit(

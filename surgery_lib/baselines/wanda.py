@@ -51,7 +51,7 @@ class Wanda:
     @property
     def knobs(self) -> Mapping[str, Knob]:
         """Hasan 2024 finds 10 to 30 % best."""
-        return {"strength": Knob(0.2, low=0.01, high=0.6)}
+        return {"strength": Knob(0.2, low=0.01, high=1.0, bounded=True)}
 
     def fit(
         self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0

@@ -14,6 +14,8 @@ from surgery_lib.baselines.base import Knob
 GRID = 13
 # Strengths that do at most this share of its budget in every measure are idle.
 IDLE = 1 / 20
+# How often a knob's highest strength is doubled, at most, where it stays within a budget.
+DOUBLINGS = 12
 
 
 def reach(
@@ -22,13 +24,24 @@ def reach(
     """The least and the largest strength worth trying: the last idle one, and the first too strong.
 
     Found by bisection, as damage rises with strength. Idle does at most `IDLE` of its budget in
-    every measure, too strong is beyond every budget; where there is none, the knob's own limit.
+    every measure, too strong is beyond every budget. A knob's highest strength is a guess, no
+    limit: it is doubled until it is too strong, but for a knob that is `bounded` by its nature.
 
     Args:
         damage: Measures at a strength, with all those that `budget` names.
     """
     assert knob.low is not None and knob.high is not None
     grid = np.geomspace(knob.low, knob.high, GRID).tolist()
+
+    def beyond(value: float) -> bool:
+        measures = damage(value)
+        return all(measures[name] > limit for name, limit in budget.items())
+
+    if not knob.bounded and not beyond(grid[-1]):
+        for _ in range(DOUBLINGS):
+            grid.append(2 * grid[-1])
+            if beyond(grid[-1]):
+                break
     shares: dict[int, list[float]] = {}
 
     def share(place: int) -> list[float]:
