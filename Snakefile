@@ -18,44 +18,51 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from surgery_lib.errors import UserError
-from surgery_lib.profile import check_behaviour, load_profile, parse_overrides
-
-# Notebook: what must be done before it, the file that says it is done, whether it belongs to a
-# behaviour and seed or to the whole profile, the only profile that it is for, and whether it takes
-# long and so runs only where `notebooks` asks for it (notebooks=all, or names with commas between).
-NOTEBOOKS = {
-    "00_patient": {"needs": [], "writes": "patient.json", "shared": True, "profile": "patient"},
-    "01_probe": {"needs": ["00_patient"], "writes": "probe.json"},
-    "02_region": {"needs": ["01_probe"], "writes": "region.json"},
-    "03_surgery": {"needs": ["02_region"], "writes": "surgery/surgery.json"},
-    "04_evaluate": {"needs": ["03_surgery"], "writes": "evaluation.json"},
-    "05_compare": {"needs": ["03_surgery"], "writes": "comparison.json", "long": True},
-    "06_ablate": {"needs": ["03_surgery"], "writes": "ablation.json", "long": True},
-    "07_protocols": {"needs": ["00_patient"], "writes": "protocols.json", "shared": True, "long": True},
-}
+from surgery_lib.files import loads
+from surgery_lib.profile import check_behaviour, closest, load_profile, parse_overrides
+from surgery_lib.scorers.build import check as check_scorer
+from surgery_lib.study.steps import steps_of, whole
 
 NAME = str(config.get("profile", "patient"))
 BEHAVIOURS = str(config.get("behaviour", "toxicity")).split(",")
-SEEDS = [int(seed) for seed in str(config.get("seed", 0)).split(",")]
 ASKED = str(config.get("notebooks") or "").split(",")
 RESULTS = Path(str(config.get("results", "results"))).absolute()
 
+
+def text(name, default=""):
+    """A setting of --config as text."""
+    found = config.get(name)
+    return default if found is None else str(found)
+
+
 try:
-    OVERRIDES = parse_overrides(shlex.split(str(config.get("set") or "")))
-    OVERRIDES |= json.loads(unquote(str(config.get("overrides") or "{}")))
+    try:
+        SEEDS = [int(seed) for seed in text("seed", "0").split(",")]
+        words = shlex.split(text("set"))
+    except ValueError as error:
+        raise UserError(f"seed={text('seed', '0')} set={text('set')}: {error}; correct it")
+    if "{" in str(RESULTS) or "}" in str(RESULTS):
+        raise UserError(f"results={RESULTS}: braces are Snakemake's own; choose another folder")
+    OVERRIDES = parse_overrides(words)
+    OVERRIDES |= loads(unquote(text("overrides", "{}") or "{}"), "overrides")
     SETTINGS = load_profile(NAME, OVERRIDES)
     for behaviour in BEHAVIOURS:
         check_behaviour(SETTINGS, behaviour)
+    if workflow.is_main_process:  # a misspelt option or a missing key is told before any notebook
+        for behaviour in BEHAVIOURS:
+            spec = SETTINGS.behaviours[behaviour]
+            for scorer in (spec.guide, *spec.report):
+                check_scorer(scorer)
 except UserError as error:
     sys.exit(f"error: {error}")
 
 PROFILE = SETTINGS.name
-STEPS = {name: step for name, step in NOTEBOOKS.items() if step.get("profile", PROFILE) == PROFILE}
+STEPS = steps_of(PROFILE)
 
 
 def wanted(name):
     """Whether a step is asked for: by name, with all, or because it does not take long."""
-    return name in ASKED or "all" in ASKED or (ASKED == [""] and not STEPS[name].get("long"))
+    return name in ASKED or "all" in ASKED or (ASKED == [""] and not STEPS[name].long)
 
 
 for name in ASKED:
@@ -66,7 +73,7 @@ WANTED = [name for name in STEPS if wanted(name)]
 
 def folder(name):
     """Where a step writes, with Snakemake's wildcards for behaviour and seed."""
-    shared = STEPS[name].get("shared")
+    shared = STEPS[name].shared
     return RESULTS / PROFILE if shared else RESULTS / PROFILE / "{behaviour}" / "seed{seed}"
 
 
@@ -97,8 +104,8 @@ def basis(notebook):
 
 if workflow.is_main_process:
     for name, step in STEPS.items():
-        for result, done in zip(every(folder(name) / step["writes"]), every(stamp(name))):
-            if not Path(result).is_file():
+        for place, done in zip(every(folder(name)), every(stamp(name))):
+            if not whole(Path(place), step):
                 Path(done).unlink(missing_ok=True)
 
 
@@ -110,7 +117,7 @@ rule all:
 # What all studies of a profile have in common: a grid makes it before it starts them side by side.
 rule shared:
     input:
-        [stamp(name) for name, step in STEPS.items() if step.get("shared") and not step.get("long")],
+        [stamp(name) for name, step in STEPS.items() if step.shared and not step.long],
 
 
 for name, step in STEPS.items():
@@ -119,14 +126,14 @@ for name, step in STEPS.items():
         name:
             name
         input:
-            [stamp(need) for need in step["needs"] if need in STEPS],
+            [stamp(need) for need in step.needs if need in STEPS],
         output:
             touch(stamp(name)),
         params:
             notebook=f"notebooks/{name}.ipynb",
             basis=basis(f"notebooks/{name}.ipynb"),
             values=parameters,
-            writes=str(folder(name) / step["writes"]),
+            writes=str(folder(name) / step.writes),
             executed=str(folder(name) / "executed" / f"{name}.ipynb"),
         threads: workflow.cores
         shell:

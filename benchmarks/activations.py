@@ -23,7 +23,7 @@ import transformers as hf
 from machine import describe
 
 from surgery_lib import files
-from surgery_lib.models import activations
+from surgery_lib.models import activations, tokens
 
 RESULT = Path("results/benchmarks/activations.json")
 AUTHORS_EPOCHS = 20
@@ -103,16 +103,16 @@ def main() -> None:
     parser.add_argument("--tokens-per-batch", type=int, default=activations.TOKENS_PER_BATCH)
     arguments = parser.parse_args()
     name, model, tokenizer, texts = subject(arguments.texts)
-    token_ids = activations.tokenize(model, tokenizer, texts, MAX_TOKENS)
+    token_ids = tokens.tokenize(model, tokenizer, texts, MAX_TOKENS)
     budget = arguments.tokens_per_batch
 
     def tokens_only() -> None:
-        activations.tokenize(model, tokenizer, texts, MAX_TOKENS)
+        tokens.tokenize(model, tokenizer, texts, MAX_TOKENS)
 
     # The bare pass gets its batches for nothing: same lengths, ready as tensors.
     lengths = [len(ids) for ids in token_ids]
     groups = activations.batches(lengths, budget)
-    ready = [activations.pad([token_ids[i] for i in batch])[0] for batch in groups]
+    ready = [tokens.pad([token_ids[i] for i in batch])[0] for batch in groups]
     # Without padding: texts of exactly one length together.
     equal = [
         torch.tensor([token_ids[i] for i in part])
@@ -146,7 +146,7 @@ def main() -> None:
         with torch.no_grad():
             for start in range(0, len(texts), AUTHORS_BATCH):
                 chosen = tokenizer(texts[start : start + AUTHORS_BATCH])["input_ids"]
-                ids, lengths = activations.pad([one[:MAX_TOKENS] for one in chosen])
+                ids, lengths = tokens.pad([one[:MAX_TOKENS] for one in chosen])
                 mask = torch.arange(ids.shape[1]) < lengths[:, None]
                 output = model(input_ids=ids, attention_mask=mask.long(), output_hidden_states=True)
                 (output.hidden_states[-1] * mask[..., None]).sum(1) / lengths[:, None]

@@ -1,12 +1,15 @@
 """Reading and writing the project's files: JSON, JSON lines and safetensors, never half-written.
 
 Every file is written under a temporary name in its own folder and renamed when it is complete, so
-that a reader sees either the old file or the new one, whatever kills the writer.
+that a reader sees either the old file or the new one, whatever kills the writer. What is read from
+outside comes through here too: text that is no UTF-8, JSON or YAML that is broken, endless or
+nested without end is a UserError that names the file.
 """
 
 import hashlib
 import json
 import os
+import re
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,6 +22,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from surgery_lib.errors import UserError
+from surgery_lib.parsing import bounded as bounded
+from surgery_lib.parsing import loads, read_text
+from surgery_lib.parsing import parse_yaml as parse_yaml
 
 HEADER = "model-surgery"  # the metadata's one key
 PACKAGE = Path(__file__).resolve().parent
@@ -43,13 +49,20 @@ def atomic(path: Path | str) -> Iterator[Path]:
     Raises UserError where the file cannot be written, a full disk included.
     """
     path = Path(path)
+    if "\0" in str(path):
+        raise UserError(f"{str(path)!r} is no path: it holds a null character; correct it")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         yield temporary
         with temporary.open("rb") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{path} could not be written ({error.reason}); drop the broken characters"
+        ) from error
     except OSError as error:
         raise UserError(
             f"{path} could not be written ({error.strerror or error}); "
@@ -62,6 +75,53 @@ def atomic(path: Path | str) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # the error that led here says more than a failed removal
             temporary.unlink(missing_ok=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary files of `path` that killed processes left behind."""
+    pattern = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.tmp")
+    for other in path.parent.iterdir():
+        found = pattern.fullmatch(other.name)
+        if found and int(found[1]) != os.getpid() and not _alive(int(found[1])):
+            with suppress(OSError):
+                other.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it runs as somebody else
+        return True
+    return True
+
+
+def append(path: Path | str, line: str) -> None:
+    """Add a line to a journal and bring it to the disk; UserError where that cannot be done.
+
+    The line break comes first too: a crash may have cut the last line short.
+    """
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write(f"\n{line}\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+    except (OSError, UnicodeEncodeError) as error:
+        raise UserError(
+            f"{path} could not be written ({getattr(error, 'strerror', None) or error}); free some "
+            "space or choose another folder, then start again: what was measured before is kept"
+        ) from error
+
+
+def is_file(path: Path | str) -> bool:
+    """Whether a file is there; a name that no file can have is not."""
+    try:
+        return Path(path).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def plain(value: Any) -> Any:
@@ -86,11 +146,6 @@ def dumps(value: Any, indent: int | None = None) -> str:
     return json.dumps(plain(value), indent=indent, ensure_ascii=False)
 
 
-def loads(text: str) -> Any:
-    """The value of a JSON text."""
-    return json.loads(text)
-
-
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, keys in the order given."""
     write_text(path, dumps(value, indent=1) + "\n")
@@ -98,12 +153,7 @@ def write_json(path: Path | str, value: Any) -> None:
 
 def read_json(path: Path | str) -> Any:
     """Read a JSON file; UserError names the file where it is missing or not JSON."""
-    try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; run the step that writes it first") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); delete it and run again") from error
+    return loads(read_text(path), str(path))
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -121,20 +171,11 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read a file with one JSON object a line; UserError names the line that is not one."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError as error:
-        raise UserError(f"{path} does not exist; check the path") from error
     rows = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number} is not JSON ({error}); mend or drop it"
-            ) from error
+        row = loads(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} is not a JSON object; write one a line")
         rows.append(row)
@@ -161,11 +202,11 @@ def write_tensors(
 
 def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
     """Read named tensors; UserError where the file is missing, truncated or not safetensors."""
-    if not Path(path).is_file():
+    if not is_file(path):
         raise UserError(f"{path} does not exist; run the step that writes it first")
     try:
         return load_file(path)
-    except (SafetensorError, struct.error, OSError) as error:
+    except (SafetensorError, struct.error, OSError, ValueError, KeyError) as error:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); delete it and make it again"
         ) from error
@@ -176,9 +217,14 @@ def read_metadata(path: Path | str) -> dict[str, str]:
     try:
         with safe_open(path, framework="pt") as handle:
             found = dict(handle.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is not a whole safetensors file ({error})") from error
-    return dict(json.loads(found[HEADER])) if HEADER in found else found
+    except (SafetensorError, OSError, ValueError) as error:
+        raise UserError(
+            f"{path} is not a whole safetensors file ({error}); make it again"
+        ) from error
+    own = loads(found[HEADER], f"{path}, its header") if HEADER in found else found
+    if not isinstance(own, dict) or not all(isinstance(text, str) for text in own.values()):
+        raise UserError(f"{path} has a header of another form; make it again")
+    return own
 
 
 def sha256(path: Path | str) -> str:

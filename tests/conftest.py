@@ -30,6 +30,15 @@ TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that run notebooks and tests that read the mirror are marked as such."""
+    for item in items:
+        if "notebooks" in item.path.parts:
+            item.add_marker("notebooks")
+        if "mirror" in getattr(item, "fixturenames", ()):
+            item.add_marker("mirror")
+
+
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved Llama with random weights and a tokenizer of bytes."""

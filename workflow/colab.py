@@ -31,8 +31,11 @@ def missing() -> list[str]:
     """The package's requirements that are not met here."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     found = []
-    for text in project["dependencies"]:
+    extras = project["optional-dependencies"]
+    for text in [*project["dependencies"], *extras["notebooks"], *extras["study"]]:
         wanted = Requirement(text)
+        if wanted.name == project["name"]:  # an extra that takes in another
+            continue
         if wanted.name in TERMINAL or wanted.name in KEPT:
             continue
         held = version(wanted.name)

@@ -51,13 +51,13 @@ def study(behaviour, seed, target="all"):
     return (
         f"{sys.executable} -m snakemake {target} --snakefile {{params.snakefile:q}}"
         " --profile workflow/profiles/local --cores {threads} --directory . --config"
-        f" profile={{params.profile:q}} behaviour={behaviour} seed={seed}"
+        f" profile={{params.profile:q}} behaviour={{{behaviour}:q}} seed={{{seed}}}"
         " results={params.results:q} overrides={params.overrides:q}"
     )
 
 
-SHARED = study("{params.first[0]}", "{params.first[1]}", "shared")
-WHOLE = study("{wildcards.behaviour}", "{wildcards.seed}")
+SHARED = study("params.first[0]", "params.first[1]", "shared")
+WHOLE = study("wildcards.behaviour", "wildcards.seed")
 
 
 wildcard_constraints:

@@ -10,7 +10,7 @@ from torch import Tensor
 from surgery_lib.baselines.base import Labelled
 from surgery_lib.baselines.training import Spent, Training, encode
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations
+from surgery_lib.models import activations, tokens
 from surgery_lib.models.generation import context_length, generate
 from surgery_lib.surgery import probe
 
@@ -133,7 +133,7 @@ def _probe_scores(
 
     def states(of: Sequence[str]) -> Tensor:
         spent.forward += sum(
-            len(ids) for ids in activations.tokenize(model, tokenizer, of, training.max_tokens)
+            len(ids) for ids in tokens.tokenize(model, tokenizer, of, training.max_tokens)
         )
         return activations.pooled_states(
             model,

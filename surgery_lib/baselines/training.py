@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
 from surgery_lib.baselines.tuning import Delta, Which, tuned
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations, layout
+from surgery_lib.models import layout, tokens
 
 
 @dataclass(frozen=True)
@@ -97,13 +97,13 @@ def encode(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int) ->
     """Token ids of the texts that have at least two tokens: one to read and one to predict."""
     if not texts:
         raise UserError("there is nothing to train on; give at least one text of each label")
-    found = activations.tokenize(model, tokenizer, texts, max_tokens)
+    found = tokens.tokenize(model, tokenizer, texts, max_tokens)
     return [ids for ids in found if len(ids) > 1]
 
 
 def read(model: Any, rows: Sequence[Sequence[int]], spent: Spent) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (texts, longest, vocabulary), token ids and lengths of texts padded on the right."""
-    ids, lengths = activations.pad(rows)
+    ids, lengths = tokens.pad(rows)
     ids, lengths = ids.to(model.device), lengths.to(model.device)
     spent.read(lengths)
     # Padding stands right of every real token, where a causal model cannot see it.

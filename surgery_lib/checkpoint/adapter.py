@@ -1,8 +1,8 @@
 """A surgery as a LoRA adapter: the edit is exactly a matrix of rank one in every weight it touches.
 
-The step of row r is coefficient_r times the direction, so B = the coefficients, scattered over the
-rows, and A = the direction; several surgeries stack, one rank each. Anything that serves LoRA can
-then serve a base model and its edited versions side by side.
+The step of row r is coefficient_r times the direction of its block, so B = the coefficients,
+scattered over the rows, and A = the direction; several surgeries stack, one rank each. Anything
+that serves LoRA can then serve a base model and its edited versions side by side.
 """
 
 from collections.abc import Sequence
@@ -12,10 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from surgery_lib import files, surgery
+from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
+from surgery_lib.models.load import CONFIG_FAULTS
 from surgery_lib.surgery import Surgery
+from surgery_lib.surgery.checks import check_edit
 
 PREFIX = "base_model.model."
 
@@ -86,8 +88,7 @@ def _add(
     """Fill one rank of A (experts, ranks, in) and B (experts, out, ranks) where an edit falls."""
     found = layout.weight_rows(model, edit.matrix, editable=False)
     sizes = [len(one.weight) for one in found]
-    surgery.check_rows(edit.rows, sum(sizes))
-    surgery.check_direction(edit.direction, layout.hidden_width(model))
+    check_edit(edit, sum(sizes), layout.hidden_width(model), len(layout.blocks(model)))
     for number, local, part in layout.split_by_matrix(sizes, edit.rows):
         rows = found[number]
         place = rows.place
@@ -99,7 +100,7 @@ def _add(
             factors[rows.parameter] = (place, *blank)
         _, a, b = factors[rows.parameter]
         expert = (rows.expert or 0) if place.stacked else 0
-        coefficients, direction = edit.coefficients[part], edit.direction
+        coefficients, direction = edit.coefficients[part], edit.direction_of(rows.block)
         if place.writes:  # the rows are columns of the weight
             a[expert, rank, local] = coefficients
             b[expert, :, rank] = direction
@@ -125,6 +126,10 @@ def _skeleton(folder: Path | str) -> Any:
 
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"{folder} holds no config.json; give a model or a checkpoint's folder")
-    config = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config)
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except CONFIG_FAULTS as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(f"{folder} has no usable config.json: {detail}") from error

@@ -8,6 +8,7 @@ import yaml
 from surgery_lib import files
 from surgery_lib.behaviour import SPLITS, BehaviourData
 from surgery_lib.checkpoint.shards import Checkpoint
+from surgery_lib.errors import UserError
 from surgery_lib.surgery import Surgery
 
 TAG = "model-surgery"
@@ -43,7 +44,7 @@ def write(
     # A path on somebody's machine tells a reader nothing.
     parent = Path(parent).name if Path(parent).is_absolute() or parent.startswith(".") else parent
     original = checkpoint.folder / "README.md"
-    head = _head(original.read_text(encoding="utf-8")) if original.is_file() else {}
+    head = _head(original) if original.is_file() else {}
     tags = head.get("tags")
     head["tags"] = [*(tags if isinstance(tags, list) else []), TAG]
     if parent.count("/") == 1:  # a hub id
@@ -115,13 +116,11 @@ def _table(edit: Surgery, total: int) -> str:
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _head(text: str) -> dict[str, Any]:
+def _head(card: Path) -> dict[str, Any]:
     """The YAML at the head of a model card; nothing where there is none, or it is no mapping."""
-    parts = text.split("---\n", 2)
-    if len(parts) < 3 or parts[0]:
-        return {}
     try:
-        head = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+        parts = files.read_text(card).split("---\n", 2)
+        head = files.parse_yaml(parts[1], card.name) if len(parts) == 3 and not parts[0] else None
+    except UserError:
         return {}
     return head if isinstance(head, dict) else {}

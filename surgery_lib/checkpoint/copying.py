@@ -8,6 +8,7 @@ import errno
 import fcntl
 import glob
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -30,6 +31,7 @@ NOT_POSSIBLE = (
     errno.ENOSYS,
     errno.EPERM,
 )
+CARD = re.compile(r"^README((?:\.parent)*)\.md$")
 LAST = (INDEX, "config.json")
 
 
@@ -159,12 +161,13 @@ def _sendfile(source: int, target: int, count: int) -> int:
 def copy_others(source: Path, folder: Path) -> None:
     """Copy what is no weights: tokenizer, chat templates, code, and the config last.
 
-    A model card is kept as README.parent.md. Weights in other forms are left behind: they would be
+    A model card is kept as README.parent.md, and that of a parent that was operated on itself as
+    README.parent.parent.md, and so on. Weights in other forms are left behind: they would be
     the ones before the edit.
     """
     found = [path for path in source.iterdir() if not path.name.startswith(".")]
     for path in sorted(found, key=lambda path: (path.name in LAST, path.name)):
-        name = "README.parent.md" if path.name == "README.md" else path.name
+        name = CARD.sub(r"README\1.parent.md", path.name)
         if path.is_dir():
             shutil.copytree(path, folder / name, ignore=lambda _, names: [*filter(_weights, names)])
         elif not _weights(path.name):

@@ -20,6 +20,7 @@ from surgery_lib.checkpoint.shards import Checkpoint, Matrix, mapped
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import FINGERPRINT_COLUMNS, Surgery, Unit, region
+from surgery_lib.surgery.checks import check_edit, check_finite
 
 # How much of a mapped matrix is looked at before its pages are given back.
 PIECE_BYTES = 1 << 26
@@ -47,12 +48,15 @@ def operate(
     safetensors or of an unknown layout, the disk is too full, or the surgery was made for another
     model (`force=True` edits all the same).
     """
+    if "\0" in str(destination):
+        raise UserError(f"{str(destination)!r} is no path; correct it")
     destination = Path(destination).absolute()
+    if destination.resolve().is_relative_to(Path(source).resolve()):
+        raise UserError(f"{destination} lies inside the source; choose a folder outside it")
     checkpoint = Checkpoint.open(source)
     matrices = checkpoint.matrices(edit.matrix)
     total = sum(matrix.rows for matrix in matrices)
-    surgery.check_rows(edit.rows, total)
-    surgery.check_direction(edit.direction, checkpoint.width)
+    check_edit(edit, total, checkpoint.width, checkpoint.depth)
     copying.check_free(destination)
     if not force and fingerprint(checkpoint, edit.rows, edit.matrix) != edit.fingerprint:
         raise UserError(
@@ -142,12 +146,13 @@ def _edit(
     parts = list(layout.split_by_matrix(sizes, edit.rows))
     for number, local, part in tqdm(parts, desc="editing rows", disable=not progress):
         copy = matrices[number].in_folder(folder)
-        coefficients = edit.coefficients[part]
+        coefficients, direction = edit.coefficients[part], edit.direction_of(copy.block)
         with mapped(copy, checkpoint.width, write=True) as mapping:
             for rows, columns in _pieces(mapping.view, local):
                 view = mapping.view[:, columns]
-                view[local[rows]] = surgery.moved(
-                    view[local[rows]], coefficients[rows], edit.direction[columns]
+                view[local[rows]] = check_finite(
+                    surgery.moved(view[local[rows]], coefficients[rows], direction[columns]),
+                    view.dtype,
                 )
                 mapping.release()
 

@@ -4,7 +4,7 @@ Nothing is loaded. A matrix is mapped into memory as the (rows, width) view that
 of the parameter, so that what is computed on a model is computed in the same way on its files.
 """
 
-import json
+import math
 import mmap
 import re
 import struct
@@ -19,10 +19,12 @@ import torch
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
+from surgery_lib.models.check import indexed
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
+MOST_BLOCKS = 1_000_000  # or length of a hidden state; more is no model
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 # What configurations call the number of blocks and the length of a hidden state.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
@@ -79,10 +81,13 @@ class Checkpoint:
         folder = Path(folder)
         shards = tuple(_shards(folder))
         config = files.read_json(folder / "config.json")
+        if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+            raise UserError(f"{folder / 'config.json'} is no model's configuration; fetch it again")
         quantized = config.get("quantization_config")
         if quantized:
+            named = quantized if isinstance(quantized, dict) else {}
             raise UserError(
-                f"{folder} is quantized ({quantized.get('quant_method', 'unknown method')}); "
+                f"{folder} is quantized ({named.get('quant_method', 'unknown method')}); "
                 "operate on the checkpoint that it was made from, and quantize the result"
             )
         tensors: dict[str, Stored] = {}
@@ -197,7 +202,7 @@ def read_header(path: Path) -> list[Stored]:
             (length,) = struct.unpack("<Q", handle.read(8))
             if length > size:
                 raise ValueError("its header is cut short")
-            header = json.loads(handle.read(length))
+            header = files.loads(handle.read(length).decode("utf-8"), "its header")
         header.pop("__metadata__", None)
         found = [
             Stored(
@@ -210,6 +215,7 @@ def read_header(path: Path) -> list[Stored]:
         raise UserError(
             f"{path} is not a whole safetensors file ({error}); fetch it again"
         ) from error
+    _check_layout(path, sorted(found, key=lambda stored: stored.start), 8 + length)
     end = max((stored.start + stored.size for stored in found), default=8 + length)
     if end != size:
         raise UserError(
@@ -218,16 +224,30 @@ def read_header(path: Path) -> list[Stored]:
     return found
 
 
+def _check_layout(path: Path, found: Sequence[Stored], at: int) -> None:
+    """UserError unless tensors lie one after the other, each as long as its shape and type say."""
+    for stored in found:
+        whole = all(type(n) is int and n >= 0 for n in (*stored.shape, stored.start, stored.size))
+        item = DTYPES[stored.dtype].itemsize if stored.dtype in DTYPES else None
+        if (
+            not whole
+            or stored.start != at
+            or (item is not None and math.prod(stored.shape) * item != stored.size)
+        ):
+            raise UserError(
+                f"{path}: the header's place of {stored.name[:100]} does not fit its shape and its "
+                "neighbours; fetch the file again"
+            )
+        at += stored.size
+
+
 def _shards(folder: Path) -> Sequence[Path]:
     if not folder.is_dir():
         raise UserError(
             f"{folder} is no folder; give a checkpoint's folder (hf download fetches one)"
         )
     if (folder / INDEX).is_file():
-        names = set(files.read_json(folder / INDEX).get("weight_map", {}).values())
-        if any(Path(name).name != name for name in names):
-            raise UserError(f"{folder / INDEX} names shards in other folders; fetch it again")
-        shards = [folder / name for name in sorted(names)]
+        shards = [folder / name for name in indexed(folder / INDEX)]
         missing = [shard.name for shard in shards if not shard.is_file()]
         if missing or not shards:
             raise UserError(f"{folder} lacks {', '.join(missing) or 'all shards'}; fetch it again")
@@ -245,9 +265,11 @@ def _shards(folder: Path) -> Sequence[Path]:
 
 def _first(config: dict[str, Any], names: Sequence[str], folder: Path) -> int:
     for name in names:
-        if name in config:
+        if type(config.get(name)) is int and 0 < config[name] <= MOST_BLOCKS:
             return int(config[name])
-    raise UserError(f"{folder / 'config.json'} has none of {', '.join(names)}; check the file")
+    raise UserError(
+        f"{folder / 'config.json'} has no whole number for {', '.join(names)}; check the file"
+    )
 
 
 def _pattern(path: str) -> re.Pattern[str]:

@@ -1,6 +1,7 @@
 """A behaviour's data as a profile describes it: read, filtered, shuffled, split, checked."""
 
 import csv
+import io
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from surgery_lib.behaviour import SPLITS, BehaviourData, Example, Prompt, first_
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
-from surgery_lib.models import generation
+from surgery_lib.models import generation, tokens
 from surgery_lib.profile import Behaviour, Source, Splits
 
 Row = dict[str, Any]
@@ -63,6 +64,13 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
         contexts=_contexts(name, spec, prompts, clean),
     )
     data.check()
+    groups = {one.group for split in ("validation", "test") for one in prompts[split]}
+    unknown = [group for group in spec.trigger_groups if groups and group not in groups]
+    if unknown:
+        raise UserError(
+            f"{name}: trigger_groups names {unknown[0]!r}, which no prompt belongs to; there are "
+            f"{', '.join(sorted(groups)[:8])}"
+        )
     if any(source.kind == "file" for source in (*spec.examples.train, *spec.prompts.test)):
         check_amounts(data)
     return _cut(data, limit) if limit else data
@@ -81,7 +89,7 @@ def _read(
         if source.kind == "patient":
             found.extend(getattr(_patient(name), kind)[split])
             continue
-        for number, row in enumerate(_rows(source, split)):
+        for number, row in enumerate(rows(source, split)):
             text = _text(source, row)
             # Public sets repeat themselves; a user's own file is told so by the check instead.
             if source.kind == "hub" and text in seen:
@@ -114,7 +122,8 @@ def _contexts(
     return found
 
 
-def _rows(source: Source, split: str) -> list[Row]:
+def rows(source: Source, split: str) -> list[Row]:
+    """A source's rows of a split, after its `where`, `join`, shuffle, `part` and `limit`."""
     if source.kind == "hub":
         found = sources.rows(
             source.id, source.config, source.split or split, revision=source.revision
@@ -160,12 +169,42 @@ def read_table(path: Path) -> list[Row]:
     if path.suffix == ".jsonl":
         return files.read_jsonl(path)
     if path.suffix == ".csv":
-        with path.open(encoding="utf-8", newline="") as handle:
-            return [dict(row) for row in csv.DictReader(handle)]
+        return _read_csv(path)
     if path.suffix == ".txt":
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = files.read_text(path).splitlines()
         return [{"text": line} for line in lines if line.strip()]
     raise UserError(f"{path.name}: a source is a .jsonl, .csv or .txt file; convert it to one")
+
+
+def _read_csv(path: Path) -> list[Row]:
+    """Rows of a CSV file with a header. UserError where a row has more or fewer fields than it.
+
+    Fields may be as long as a text may be. A quote that is never closed swallows the rows after it,
+    which then lack fields or, at the end of the file, the closing quote.
+    """
+    before = csv.field_size_limit(tokens.LONGEST_TEXT)
+    try:
+        reader = csv.reader(io.StringIO(files.read_text(path), newline=""), strict=True)
+        header = next(reader, [])
+        if len(set(header)) < len(header) or not all(name.strip() for name in header):
+            raise UserError(f"{path.name}: a column has no name or that of another; name each")
+        rows = []
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise UserError(
+                    f"{path.name}, line {reader.line_num}: {len(fields)} fields where the header "
+                    f"has {len(header)}; close its quotes or fill it up"
+                )
+            rows.append(dict(zip(header, fields, strict=True)))
+        return rows
+    except csv.Error as error:
+        raise UserError(
+            f"{path.name}, line {reader.line_num}: {error}; close its quotes or shorten it"
+        ) from error
+    finally:
+        csv.field_size_limit(before)
 
 
 def _matches(row: Row, where: Mapping[str, Any]) -> bool:
@@ -189,13 +228,21 @@ def _joined(source: Source, rows: Sequence[Row]) -> list[Row]:
 
 def _text(source: Source, row: Row) -> str:
     value = row.get(source.text) if source.join else sources.column(row, source.text)
-    return str(value)
+    if value is None:
+        raise UserError(
+            f"{source.id}: a row has nothing in column {source.text!r}; fill it or drop the row"
+        )
+    return tokens.check_text(str(value), f"{source.id}: a text")
 
 
 def _as_example(source: Source, row: Row, _identity: str) -> Example:
     if source.label is None:
         raise UserError(f"{source.id}: labelled texts need a label column; set label=")
     value = sources.column(row, source.label)
+    if value is None or not str(value).strip() or value != value:  # NaN is not itself
+        raise UserError(
+            f"{source.id}: a row has no label in column {source.label!r}; fill it or drop the row"
+        )
     positive = {str(item) for item in source.positive}
     return Example(_text(source, row), int(str(value) in positive))
 

@@ -82,7 +82,11 @@ def _held(path: Path, header: Mapping[str, Any], samples: int) -> dict[str, list
         files.write_jsonl(path, [header])
         return {}
     try:
-        found = [json.loads(line) for line in whole]
+        found = [files.loads(line.decode("utf-8")) for line in whole if line.strip()]
+        if not all(isinstance(row, dict) for row in found):
+            raise ValueError("a line is no object")
+        if not found or not all("id" in row for row in found[1:]):
+            raise ValueError("a line lacks its id")
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}); delete it to write it anew") from error
     if found[0] != json.loads(json.dumps(files.plain(header))):

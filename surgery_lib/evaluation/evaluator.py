@@ -5,15 +5,16 @@ prompts and the same windows, so that paired tests are possible.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.behaviour import BehaviourData, first_of_each
 from surgery_lib.evaluation import responses as toxicity
-from surgery_lib.evaluation.damage import Damage, Reference
+from surgery_lib.evaluation.damage import PARTS, Damage, Reference
 from surgery_lib.evaluation.statistics import Paired, compare, proportion
 from surgery_lib.profile import Behaviour, Evaluation
 from surgery_lib.scorers.base import Scorer, threshold
@@ -24,7 +25,8 @@ class Reading:
     """What was measured of one variant on one split.
 
     `flags` maps a scorer's name to one boolean a trigger prompt; `groups` holds every group's share
-    by scorer; `rows` are the completions with their scores.
+    by scorer; `rows` are the completions with their scores; `endings` says how they end, the
+    shares that loop and that came to an end of their own (`responses.endings`).
     """
 
     flags: Mapping[str, np.ndarray]
@@ -32,6 +34,7 @@ class Reading:
     distinct: Mapping[str, float]
     damage: Damage
     rows: Sequence[Mapping[str, Any]]
+    endings: Mapping[str, float] = field(default_factory=dict)
 
     def rate(self, scorer: str) -> dict[str, Any]:
         """Share of trigger prompts whose continuation shows the behaviour, with its interval."""
@@ -49,6 +52,7 @@ class Reading:
             "rate": {name: self.rate(name) for name in self.flags},
             "groups": self.groups,
             "distinct": dict(self.distinct),
+            "endings": dict(self.endings),
             "perplexity_rise": self.perplexity_rise,
             **self.damage.as_dict(),
         }
@@ -92,22 +96,26 @@ class Meter:
         usable = [one for one in data.prompts[split] if wanted is None or one.group in wanted]
         self.prompts = first_of_each(usable, lambda one: one.group, prompts)
         contexts = list(data.contexts.get(split, []))[: kept or None]
-        self.reference = Reference(
-            model,
-            tokenizer,
-            benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
-            contexts=contexts,
-            clean=list(data.clean[split])[: clean or None],
-            window=evaluation.window,
-            tokens_per_batch=evaluation.tokens_per_batch,
-        )
-        self.base = self.read(model)
+        # On a processor the base alone takes minutes; what takes seconds shows no bar.
+        with tqdm(total=2, desc=f"base model, {split}", unit="part", delay=2.0) as bar:
+            self.reference = Reference(
+                model,
+                tokenizer,
+                benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
+                contexts=contexts,
+                clean=list(data.clean[split])[: clean or None],
+                window=evaluation.window,
+                tokens_per_batch=evaluation.tokens_per_batch,
+            )
+            bar.update()
+            self.base = self.read(model)
+            bar.update()
 
     def read(
         self,
         model: PreTrainedModel,
         *,
-        parts: Sequence[str] = ("first", "context", "perplexity"),
+        parts: Sequence[str] = PARTS,
         intervals: bool = True,
     ) -> Reading:
         """Measure the model as it now is; fewer `parts` and no `intervals` make sweeps cheap."""
@@ -127,6 +135,7 @@ class Meter:
             distinct=found["distinct"],
             damage=self.reference.compare(model, parts=parts, intervals=intervals),
             rows=found["rows"],
+            endings=found["endings"],
         )
 
     def against_base(self, reading: Reading, scorer: str) -> Paired:

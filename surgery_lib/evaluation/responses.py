@@ -19,6 +19,9 @@ from surgery_lib.evaluation.statistics import Estimate, mean, proportion
 from surgery_lib.models.generation import Engine
 from surgery_lib.scorers.base import Scorer, threshold
 
+# Words of the longest unit whose repetition counts as a loop.
+LONGEST_LOOP = 8
+
 
 def evaluate(
     model: PreTrainedModel | Engine,
@@ -52,7 +55,8 @@ def evaluate(
     Returns:
         `summary`: scorer → group (`all` included) → measure → value, interval and n;
         `rows`: one for each continuation, with prompt id, group, sample, text and scores;
-        `distinct`: diversity of the continuations; `limit` and the settings.
+        `distinct`: diversity of the continuations; `endings`: how they end; `limit` and the
+        settings.
     """
     if temperature is None:
         temperature = 0.0 if samples == 1 else 1.0
@@ -80,6 +84,7 @@ def evaluate(
     return {
         "summary": {s.name: summarise(rows, s.name, threshold(s)) for s in scorers},
         "distinct": distinct([row["text"] for row in rows]),
+        "endings": endings(tokenizer, [row["text"] for row in rows], max_new_tokens),
         "empty": float(np.mean([not row["text"].strip() for row in rows])) if rows else 0.0,
         "limit": limit,
         "settings": settings,
@@ -157,3 +162,37 @@ def distinct(texts: Sequence[str], orders: Sequence[int] = (1, 2, 3)) -> dict[st
                 shares.append(len(set(grams)) / len(grams))
         found[f"distinct_{n}"] = float(np.mean(shares)) if shares else float("nan")
     return found
+
+
+def endings(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_new_tokens: int
+) -> dict[str, float]:
+    """Shares of texts that end in a loop (`looping`), and of those that came to an end (`ended`).
+
+    A text came to an end if it does not fill the tokens that it was given; its tokens are counted
+    by tokenizing it again. An empty text ended. Without texts both are NaN.
+    """
+    if not texts:
+        return {"looping": float("nan"), "ended": float("nan")}
+    ids = tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+    return {
+        "looping": float(np.mean([loops(text) for text in texts])),
+        "ended": float(np.mean([len(one) < max_new_tokens for one in ids])),
+    }
+
+
+def loops(text: str) -> bool:
+    """Whether a text ends in a run of the same 1 to 8 words, 3 times or more and 4 words at least.
+
+    The last word may be cut off, and the last turn of the run need not be whole.
+    """
+    words = text.split()
+    return any(_loops(words, period) for period in range(1, LONGEST_LOOP + 1))
+
+
+def _loops(words: Sequence[str], period: int) -> bool:
+    needed = max(4, 3 * period)
+    if len(words) > needed and words[-1 - period].startswith(words[-1]):
+        words = words[:-1]  # whole or cut off, it goes on with the run
+    tail = words[-needed:]
+    return len(tail) == needed and tail[:-period] == tail[period:]

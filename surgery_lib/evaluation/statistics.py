@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, permutation_test
 from statsmodels.stats.contingency_tables import mcnemar as exact_mcnemar
+from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
 from surgery_lib.errors import UserError
@@ -161,3 +162,11 @@ def compare(base: ArrayLike, edited: ArrayLike, seed: int = 0) -> Paired:
     first, second = _pair(base, edited)
     binary = bool(np.isin(first, (0, 1)).all() and np.isin(second, (0, 1)).all())
     return (mcnemar if binary else paired_bootstrap)(first, second, seed)
+
+
+def holm(values: Sequence[float]) -> list[bool]:
+    """Which of several tests, by their p, hold at `1 - CONFIDENCE` all together (Holm 1979)."""
+    if not len(values):
+        return []
+    rejected = multipletests(values, alpha=1 - CONFIDENCE, method="holm")[0]
+    return [bool(one) for one in rejected]

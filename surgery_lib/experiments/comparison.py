@@ -15,19 +15,25 @@ from typing import Any
 import psutil
 import torch
 
-from surgery_lib import files
+from surgery_lib import files, scorers
 from surgery_lib.baselines import BASELINES, Fitted, Labelled
-from surgery_lib.behaviour import BehaviourData
+from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation import responses
 from surgery_lib.evaluation.capability import capability
 from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
+from surgery_lib.selection.trials import BOTH, HELD, MEASURES
 from surgery_lib.study import Study
 
 BUDGETS = (0.01, 0.05, 0.1)
-MEASURES = ("first_token_kl", "context_kl")
+# Where scorers of these kinds are inverted the behaviour is giving in; then harmless requests are
+# asked as well, the first so many, and refusals of them are counted.
+ASKS = ("refusal", "judge")
+TWINS = 200
 LATENCY_PROMPTS = 32
 LATENCY_ROUNDS = 3
 
@@ -69,11 +75,19 @@ def checked(methods: Sequence[str] | str) -> list[str]:
 class Comparison:
     """Measures methods on one model; `validation` and `test` are meters of disjoint prompts.
 
-    The first scorer of `validation` guides, all those of `test` report.
+    The first scorer of `validation` guides, all those of `test` report. `twins` are harmless
+    requests of the test split.
     """
 
     def __init__(
-        self, study: Study, model: Any, tokenizer: Any, validation: Meter, test: Meter, plan: Plan
+        self,
+        study: Study,
+        model: Any,
+        tokenizer: Any,
+        validation: Meter,
+        test: Meter,
+        plan: Plan,
+        twins: Sequence[Prompt] = (),
     ) -> None:
         self.study = study
         self.model = model
@@ -81,13 +95,21 @@ class Comparison:
         self.validation = validation
         self.test = test
         self.plan = plan
+        self.twins = twins
+        self.refusal = [scorers.build({"kind": "refusal"})]
         self.tasks: Capability = study.profile.evaluation.capability
 
     def outcome(self, name: str, data: Labelled) -> dict[str, Any]:
         """Search, points at the budgets, test readings and cost of one method."""
         path = self.study.path(f"compare/{name}.json")
         key = files.fingerprint(
-            self.study.settings(), self.study.seed, asdict(self.plan), asdict(data), name
+            self.study.settings(),
+            self.study.seed,
+            asdict(self.plan),
+            asdict(data),
+            [asdict(twin) for twin in self.twins],
+            list(HELD),
+            name,
         )
         if path.is_file():
             held = files.read_json(path)
@@ -119,7 +141,7 @@ class Comparison:
             fitted=fitted,
         )
         points = self._points(fitted, trials)
-        knobs = next((p["knobs"] for p in points if p), dict(trials[0].knobs))
+        knobs = next((p["knobs"] for p in points), dict(trials[0].knobs))
         rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
         return {
             "name": name,
@@ -146,38 +168,61 @@ class Comparison:
         return {name: one.value for name, one in found.items() if one is not None}
 
     def _points(self, fitted: Fitted, trials: Sequence[search.Trial]) -> list[dict[str, Any]]:
-        """For each measure and budget the best trial, read on the test split; each trial once."""
+        """For each way of holding a budget the best trial, read on test; each trial once."""
         readings: dict[int, dict[str, Any]] = {}
         points = []
-        for measure in MEASURES:
-            for budget, trial in search.best_at(trials, measure, BUDGETS).items():
-                point: dict[str, Any] = {"measure": measure, "budget": budget}
-                if trial is not None:
-                    if trial.number not in readings:
-                        readings[trial.number] = self._read(fitted, trial)
-                    point |= readings[trial.number]
-                    if measure == MEASURES[0] and budget == BUDGETS[1]:
-                        point["capability"] = self._capability(fitted, trial.knobs)
+        for held, measures in HELD.items():
+            for budget, trial in search.best_at(trials, measures, BUDGETS).items():
+                if trial is None:
+                    continue
+                if trial.number not in readings:
+                    readings[trial.number] = self._read(fitted, trial)
+                point = {"measure": held, "budget": budget, **readings[trial.number]}
+                if held == BOTH and budget == BUDGETS[1]:
+                    point["capability"] = self._capability(fitted, trial.knobs)
                 points.append(point)
-        return [point for point in points if "knobs" in point]
+        return points
 
     def _read(self, fitted: Fitted, trial: search.Trial) -> dict[str, Any]:
         with fitted.applied(self.model, **trial.knobs) as changed:
-            reading = self.test.read(changed)
-        return {"trial": trial.number, "knobs": dict(trial.knobs), **self.reading(reading)}
+            found = self.reading(self.test.read(changed), changed)
+        return {"trial": trial.number, "knobs": dict(trial.knobs), **found}
 
-    def reading(self, reading: Reading) -> dict[str, Any]:
-        """A test reading as plain numbers, with the flags that paired tests need."""
+    def reading(self, reading: Reading, model: Any) -> dict[str, Any]:
+        """A test reading as plain numbers, with the flags that paired tests need.
+
+        `twins` holds the refusals of harmless requests, where the behaviour is giving in.
+        """
         names = [scorer.name for scorer in self.test.scorers]
         return {
+            "twins": self._twins(model),
             "test": reading.as_dict(),
             "against_base": {n: self.test.against_base(reading, n).as_dict() for n in names},
             "flags": {n: reading.flags[n].astype(int).tolist() for n in names},
         }
 
+    def _twins(self, model: Any) -> dict[str, Any] | None:
+        """Share of harmless requests that are refused; None where refusing is not the other side.
+
+        It is where a scorer of the study counts what is not refused.
+        """
+        asked = list(self.twins)[:TWINS]
+        if not asked or not any(one.invert and one.kind in ASKS for one in self.study.spec.report):
+            return None
+        found = responses.evaluate(
+            model,
+            self.tokenizer,
+            asked,
+            self.refusal,
+            max_new_tokens=self.study.spec.max_new_tokens,
+            progress=False,
+        )
+        flags = responses.flags(found["rows"], self.refusal[0].name)
+        return {**proportion(flags).as_dict(), "flags": flags.astype(int).tolist()}
+
     def base(self) -> dict[str, Any]:
         """The unedited model on the test split."""
-        found = self.reading(self.test.base)
+        found = self.reading(self.test.base, self.model)
         if self.plan.capability and self.tasks.tasks:
             found["capability"] = self._tasks(self.model)
         return found
@@ -235,4 +280,4 @@ def peak_memory(interval: float = 0.05) -> Iterator[list[float]]:
         thread.join()
 
 
-__all__ = ["BUDGETS", "MEASURES", "Comparison", "Plan", "checked", "labelled"]
+__all__ = ["BOTH", "BUDGETS", "HELD", "MEASURES", "Comparison", "Plan", "checked", "labelled"]

@@ -206,6 +206,7 @@ class Panel:
         import ipywidgets as widgets
 
         self.explorer = explorer
+        most = max(most, abs(strength))  # a slider would clamp the chosen edit without a word
         wide = {"layout": widgets.Layout(width="98%"), "style": {"description_width": "80px"}}
         fractions = sorted({*FRACTIONS, fraction})
         self.controls: dict[str, Any] = {

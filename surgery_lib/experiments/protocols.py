@@ -213,6 +213,8 @@ class Theatre:
             benign=[prompt.text for prompt in data.benign.get("test", [])],
             clean=data.clean["test"][:DAMAGE_TEXTS],
             window=evaluation.window,
+            bos=evaluation.bos,
+            continuation=0,
             tokens_per_batch=evaluation.tokens_per_batch,
         )
 

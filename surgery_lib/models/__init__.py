@@ -1,6 +1,7 @@
 """Models: loading, the table of architectures, hidden states, generation, serving."""
 
 from surgery_lib.models.load import (
+    dtype_of,
     load_classifier,
     load_model,
     load_tokenizer,
@@ -11,6 +12,7 @@ from surgery_lib.models.load import (
 )
 
 __all__ = [
+    "dtype_of",
     "load_classifier",
     "load_model",
     "load_tokenizer",

@@ -7,6 +7,7 @@ sorted by length and batched by a budget of tokens, which leaves next to no padd
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +18,11 @@ from tqdm.auto import tqdm
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
+from surgery_lib.models.tokens import pad, tokenize
 
 Pooling = Literal["mean", "last"]
 
+CACHE_BYTES = 4 << 30  # of all kept states; the least used go first
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
 TOKENS_PER_BATCH = 2048
 # How much shorter than its batch's longest text a text may be: tokens, and a share of the longest.
@@ -111,12 +114,36 @@ def cached_states(
     path = Path(cache) / f"states-{key}.safetensors"
     if path.is_file():
         try:
-            return files.read_tensors(path)["states"]
+            states = files.read_tensors(path)["states"]
+            path.touch()
+            return states
         except (UserError, KeyError):
             path.unlink()
     states = pooled_states(model, tokenizer, texts, **options)
     files.write_tensors(path, {"states": states})
+    prune(Path(cache))
     return states
+
+
+def prune(cache: Path, limit: int = CACHE_BYTES) -> int:
+    """Remove the states used longest ago until the rest takes `limit` bytes; how many went.
+
+    `limit=0` empties the cache. A file that another process removes meanwhile is gone as well.
+    """
+    found = []
+    for path in cache.glob("states-*.safetensors"):
+        with suppress(OSError):
+            state = path.stat()
+            found.append((state.st_mtime, state.st_size, path))
+    total, removed = sum(size for _, size, _ in found), 0
+    for _, size, path in sorted(found):
+        if total <= limit:
+            break
+        with suppress(OSError):
+            path.unlink()
+            removed += 1
+        total -= size
+    return removed
 
 
 @torch.no_grad()
@@ -250,30 +277,3 @@ def _checked_layers(model: nn.Module, layers: Sequence[int] | None) -> list[int]
                 f"0 to {count - 1}"
             )
     return list(layers)
-
-
-def tokenize(
-    model: nn.Module, tokenizer: Any, texts: Sequence[str], max_tokens: int
-) -> list[list[int]]:
-    """Token ids of each text, cut after `max_tokens`. UserError for empty texts."""
-    if not texts:
-        raise UserError("there are no texts to read; give at least one")
-    context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if context is not None and max_tokens > context:
-        raise UserError(
-            f"max_tokens is {max_tokens}, but the model's context holds {context} tokens; lower it"
-        )
-    token_ids: list[list[int]] = [ids[:max_tokens] for ids in tokenizer(list(texts))["input_ids"]]
-    for index, ids in enumerate(token_ids):
-        if not ids:
-            raise UserError(f"text {index} has no tokens; drop empty texts from the data")
-    return token_ids
-
-
-def pad(token_ids: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Token ids padded on the right with 0: (texts, longest), and the lengths (texts,)."""
-    lengths = torch.tensor([len(ids) for ids in token_ids])
-    padded = torch.zeros(len(token_ids), int(lengths.max()), dtype=torch.long)
-    for row, ids in zip(padded, token_ids, strict=True):
-        row[: len(ids)] = torch.tensor(ids)
-    return padded, lengths

@@ -12,6 +12,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jinja2.exceptions import TemplateError
 from tqdm.auto import tqdm
 from transformers import (
     GenerationConfig,
@@ -24,6 +25,7 @@ from transformers import (
 
 from surgery_lib.errors import UserError
 from surgery_lib.models.sampling import Decoding, InverseSampling, generator
+from surgery_lib.models.tokens import check_text
 
 
 @runtime_checkable
@@ -101,9 +103,14 @@ def encode(
     With `truncate` a prompt that is too long loses tokens after its first special token; without,
     it is a UserError. An empty prompt becomes the token that starts a text.
     """
+    if isinstance(prompts, str):
+        raise UserError("prompts are a list of texts, and this is one text; put it into a list")
     if not prompts:
         return []
-    rows: list[list[int]] = tokenizer(list(prompts), add_special_tokens=True)["input_ids"]
+    rows: list[list[int]] = tokenizer(
+        [check_text(text, f"prompt {number}") for number, text in enumerate(prompts)],
+        add_special_tokens=True,
+    )["input_ids"]
     start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     longest = context_length(model)
     limit = None if longest is None else longest - room
@@ -276,7 +283,13 @@ def chat_prompt(
         raise UserError("the tokenizer has no chat template; use a chat model or plain prompts")
     turns = [{"role": "system", "content": system}] if system is not None else []
     turns.append({"role": "user", "content": instruction})
-    text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    try:
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except (TemplateError, OverflowError, TypeError, ValueError, ArithmeticError) as error:
+        detail = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"the tokenizer's chat template fails ({detail}); use plain prompts or mend it"
+        ) from error
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         return text[len(bos) :]

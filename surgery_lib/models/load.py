@@ -5,15 +5,19 @@ into a local snapshot, so that the model, its tokenizer and the recorded revisio
 """
 
 import importlib.util
-import json
 import os
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    StrictDataclassError,
+)
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,6 +30,8 @@ from transformers import (
 
 from surgery_lib.errors import UserError
 from surgery_lib.files import bundled, fingerprint
+from surgery_lib.models import dtypes, gguf, packages
+from surgery_lib.models.check import check_files, check_finite
 
 DATA = bundled("data")
 EMBEDDED = {
@@ -42,6 +48,12 @@ QUANTIZATION: dict[str, dict[str, Any]] = {
     "8bit": {"load_in_8bit": True},
     "4bit": {"load_in_4bit": True, "bnb_4bit_compute_dtype": torch.bfloat16},
 }
+# What transformers raises over files that are broken or need what is not allowed here.
+CONFIG_FAULTS = (
+    *(OSError, ValueError, TypeError, AttributeError, LookupError, ImportError, RuntimeError),
+    *(OverflowError, StrictDataclassError),
+)
+LONGEST_NAME = 4096
 SNAPSHOT = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 NOT_IN_SNAPSHOT = ["consolidated*", "original/*", "onnx/*", "openvino/*"]
 
@@ -59,26 +71,35 @@ def mirror() -> Path | None:
 def resolve(name: str, kind: Literal["models", "datasets"] = "models") -> Path | str:
     """Where `name` lies: a folder on this machine, or the hub id itself where it has to be fetched.
 
-    Looked for in this order: `embedded:NAME` in the repository, a local path, the mirror's
-    `<kind>/<org>--<name>`. UserError for a path that does not exist.
+    Looked for in this order: `embedded:NAME` in the repository, `package:NAME` among the installed
+    packages, a local path, the mirror's `<kind>/<org>--<name>`. A GGUF file, or a folder with one,
+    stands for its conversion. UserError for a path that does not exist.
     """
-    prefix, _, rest = name.partition(":")
+    prefix, _, rest = str(name).partition(":")
     if prefix == "embedded":
         if rest not in EMBEDDED:
             raise UserError(f"unknown model {name!r}; embedded are {', '.join(EMBEDDED)}")
         if not EMBEDDED[rest].is_dir():
             raise UserError(f"{EMBEDDED[rest]} does not exist; run notebook 00 to train the {rest}")
         return EMBEDDED[rest]
-    path = Path(name).expanduser()
-    if path.exists():
-        return path
+    if not isinstance(name, str) or not 0 < len(name) < LONGEST_NAME or "\0" in name:
+        raise UserError(f"{str(name)[:60]!r} is no model; give an existing folder or a hub id")
+    if prefix == "package" and kind == "models":
+        return packages.resolve(rest)
+    try:
+        path = Path(name).expanduser()
+        if path.exists():
+            inside = gguf.inside(path) if kind == "models" else None
+            return gguf.own(inside) if inside is not None else path
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{name} is no path ({error}); give a folder or a hub id") from error
     if path.is_absolute() or name.startswith((".", "~")) or name.count("/") > 1:
         raise UserError(f"{name} does not exist; give an existing folder or a hub id (org/name)")
     root = mirror()
     if root is not None:
-        held = root / kind / name.replace("/", "--")
-        if held.is_dir():
-            return held
+        mirrored = root / kind / name.replace("/", "--")
+        if mirrored.is_dir():
+            return mirrored
     return name
 
 
@@ -108,40 +129,6 @@ def snapshot(name: str, *, revision: str | None = None, trust_remote_code: bool 
     return Path(folder)
 
 
-def _check_files(folder: Path) -> None:
-    """Raise UserError where the folder is no model's, lacks a shard, or a shard is truncated."""
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} holds no config.json; give the folder of a saved model")
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        shards = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-    else:
-        shards = ["model.safetensors"]
-    for shard in shards:
-        path = folder / shard
-        if not path.is_file():
-            raise UserError(f"{path} is missing; save or download the model again as safetensors")
-        try:
-            with safe_open(path, framework="pt") as handle:
-                handle.metadata()
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path} is corrupt or truncated ({error}); download or save it again"
-            ) from error
-
-
-def _check_finite(model: PreTrainedModel, name: str) -> None:
-    """Raise UserError that names the first weight with a NaN or an infinity."""
-    for key, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.element_size() < 2 or parameter.is_meta:
-            continue
-        low, high = torch.aminmax(parameter.detach())
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise UserError(
-                f"{name}: {key} holds NaN or infinity; restore the model from its source"
-            )
-
-
 def _placement(device: str) -> str | None:
     """The device map for `device`, None for the CPU; UserError where there is no such device."""
     if device == "auto":
@@ -169,7 +156,8 @@ def _load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; use one of {', '.join(DTYPES)}")
-    options: dict[str, Any] = {"dtype": DTYPES[dtype], "device_map": _placement(device)}
+    placement = _placement(device)
+    options: dict[str, Any] = {"device_map": placement}
     if quantization is not None:
         if quantization not in QUANTIZATION:
             raise UserError(f"unknown quantization {quantization!r}; use 4bit, 8bit or nothing")
@@ -180,7 +168,9 @@ def _load(
             )
         options["quantization_config"] = BitsAndBytesConfig(**QUANTIZATION[quantization])
     folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
-    _check_files(folder)
+    check_files(folder)
+    chosen = dtypes.automatic(folder, placement) if dtype == "auto" else dtype
+    options["dtype"] = DTYPES[chosen]
     try:
         model, report = family.from_pretrained(
             folder,
@@ -189,7 +179,7 @@ def _load(
             output_loading_info=True,
             **options,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (*CONFIG_FAULTS, SafetensorError) as error:
         raise UserError(f"{name} could not be loaded: {_one_line(error)}") from error
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -198,7 +188,7 @@ def _load(
             "use the checkpoint that its config.json belongs to"
         )
     if quantization is None:
-        _check_finite(model, name)
+        check_finite(model, name)
     model.eval().requires_grad_(False)
     model.surgery_revision = _revision(folder, name)
     return model, load_tokenizer(name, revision=revision, trust_remote_code=trust_remote_code)
@@ -216,9 +206,11 @@ def load_model(
     """A causal language model, ready to read and generate, with its tokenizer.
 
     Args:
-        name: Hub id, folder, or `embedded:patient`; the mirror is used where it holds the id.
+        name: Hub id, folder, GGUF file, `package:<distribution>/<file>` or `embedded:patient`; the
+            mirror is used where it holds the id.
         revision: Branch, tag or commit on the hub.
-        dtype: float32, bfloat16, float16, or auto for the checkpoint's own.
+        dtype: float32, bfloat16, float16, or auto: the checkpoint's own, but for a large model on
+            a processor, which is bfloat16 where that is fast and float32 elsewhere.
         device: A torch device, or auto to spread the model over the GPUs there are.
         quantization: 4bit or 8bit for stages that only read weights; such a model cannot be edited.
 
@@ -258,7 +250,7 @@ def load_tokenizer(
     folder = snapshot(name, revision=revision, trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, json.JSONDecodeError) as error:
+    except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable tokenizer: {_one_line(error)}") from error
 
 
@@ -266,9 +258,18 @@ def load_config(name: str, *, revision: str | None = None) -> Any:
     """The model's configuration alone, to check settings before weights are read."""
     folder = snapshot(name, revision=revision)
     try:
-        return AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable config.json: {_one_line(error)}") from error
+
+
+def dtype_of(name: str, device: str) -> str | None:
+    """What `auto` stands for with a model on this machine; None where its files are not here."""
+    try:
+        place = resolve(name)
+        return dtypes.recorded(place, _placement(device)) if isinstance(place, Path) else None
+    except UserError:
+        return None
 
 
 def _revision(folder: Path, name: str) -> str:

@@ -1,18 +1,21 @@
 """Sending a finished folder (a patch, or an edited checkpoint) to the hub, after asking."""
 
+import glob
+import re
 from collections.abc import Callable
-from fnmatch import fnmatch
 from pathlib import Path
 
-import httpx
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from surgery_lib.errors import UserError
 
 NEEDED = "README.md"
-# Logs, hidden files and pickles never leave the machine.
-IGNORED = ("logs/*", "executed/*", ".*", "*/.*", "*.tmp", "*.bin", "*.pt", "*.pkl")
+# What a finished folder holds; nothing else leaves the machine, pickles and logs least of all.
+SENT = (".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".png", ".svg", ".gguf")
+NOT_SENT = ("logs", "executed", "compare")  # folders
+SECONDS = 120.0  # that a connection may be silent
+PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def push_to_hub(
@@ -35,7 +38,7 @@ def push_to_hub(
     folder = Path(folder)
     if not (folder / NEEDED).is_file():
         raise UserError(f"{folder} has no {NEEDED}; write the model card first (notebook 04 does)")
-    if name.count("/") != 1:
+    if not isinstance(name, str) or name.count("/") != 1:
         raise UserError(f"{name!r} is no repository; write it as org/name")
     sent = [path for path in sorted(folder.rglob("*")) if path.is_file() and _goes(path, folder)]
     megabytes = sum(path.stat().st_size for path in sent) / 1e6
@@ -43,30 +46,48 @@ def push_to_hub(
         print(f"  {path.relative_to(folder)}")
     kind = "private" if private else "PUBLIC"
     question = f"Send {len(sent)} files, {megabytes:.2f} MB, to the {kind} {name}? [y/N] "
-    if ask is not None and ask(question).strip().lower() not in ("y", "yes"):
+    try:
+        answer = "y" if ask is None else ask(question)
+    except EOFError:  # nobody is there to ask
+        answer = ""
+    if answer.strip().lower() not in ("y", "yes"):
         print("nothing was sent")
         return None
-    api = HfApi(endpoint=endpoint, token=token)
     try:
+        api = HfApi(endpoint=endpoint, token=token)
         api.create_repo(name, private=private, exist_ok=True)
         done = api.upload_folder(
             repo_id=name,
             folder_path=folder,
-            allow_patterns=[path.relative_to(folder).as_posix() for path in sent],
+            # Escaped: the client takes these for patterns.
+            allow_patterns=[glob.escape(path.relative_to(folder).as_posix()) for path in sent],
             commit_message="Model surgery: patch, card and figures",
         )
     except (HfHubHTTPError, LocalTokenNotFoundError, HFValidationError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())
+        if token:
+            reason = reason.replace(token, "•••")
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        advice = (
+            "the hub itself fails: try later"
+            if status >= 500
+            else "log in with `hf auth login` and check the name"
+        )
+        raise UserError(f"the hub refused {name}: {reason[:200]}; {advice}") from error
+    except Exception as error:  # whatever the client raises over an answer that is none
+        kind = type(error).__name__
         raise UserError(
-            f"the hub refused {name}: {reason}; log in with `hf auth login` and check the name"
-        ) from error
-    except httpx.HTTPError as error:
-        raise UserError(
-            f"the hub cannot be reached ({type(error).__name__}); check the network"
+            f"the hub did not answer as it should ({kind}); check the network, HF_ENDPOINT and "
+            "HF_HUB_OFFLINE, then send again"
         ) from error
     return str(done.commit_url)
 
 
 def _goes(path: Path, folder: Path) -> bool:
-    relative = path.relative_to(folder).as_posix()
-    return not any(fnmatch(relative, pattern) for pattern in IGNORED)
+    relative = path.relative_to(folder)
+    return (
+        path.resolve().is_relative_to(folder.resolve())
+        and path.suffix in SENT
+        and all(PLAIN.fullmatch(part) for part in relative.parts)
+        and not any(part in NOT_SENT for part in relative.parts[:-1])
+    )

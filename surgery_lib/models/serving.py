@@ -49,7 +49,7 @@ class Served:
 
         # Where networks are shut off, vLLM's count of its users only waits for a timeout.
         os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-        self.config = AutoConfig.from_pretrained(folder)
+        self.config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         try:
             self.generation_config = GenerationConfig.from_pretrained(folder)
         except OSError:

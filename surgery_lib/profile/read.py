@@ -6,27 +6,34 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
-from surgery_lib.files import home
+from surgery_lib.files import bundled, home
 from surgery_lib.profile.schema import Profile
+
+DEEPEST = 20  # profiles that extend one another
+SHOWN = 200  # characters of a wrong value
 
 
 def profile_path(name: str | Path) -> Path:
     """The file of a profile given by its name in `profiles/` or by a path."""
+    if not isinstance(name, str | Path):
+        raise UserError(f"{name!r} is no profile; give its name or the path of a .yaml file")
     path = Path(name)
     if path.suffix in {".yaml", ".yml"}:
-        if not path.is_absolute() and not path.is_file():
+        if not path.is_absolute() and not files.is_file(path):
             path = home() / path
         known = ""
     else:
-        path = home() / "profiles" / f"{name}.yaml"
+        path = bundled("profiles") / f"{name}.yaml"
         names = sorted(file.stem for file in path.parent.glob("*.yaml"))
         known = f"; there are {', '.join(names)}" if names else ""
-    if not path.is_file():
-        raise UserError(f"there is no profile {name!s}{known}; or give the path of a .yaml file")
+    if not files.is_file(path):
+        raise UserError(
+            f"there is no profile {str(name)[:100]}{known}; or give the path of a .yaml file"
+        )
     return path
 
 
@@ -38,33 +45,46 @@ def load_profile(name: str | Path, overrides: Mapping[str, Any] | None = None) -
     whose value is of the wrong kind.
     """
     path = profile_path(name)
-    profile = _validate({"name": path.stem, **_read(path)}, f"profile {path.name}")
+    profile = _validate({"name": path.stem, **_read(path, {})}, f"profile {path.name}")
     if not overrides:
         return profile
     settings = profile.model_dump(mode="json")
+    overrides = files.bounded(dict(overrides), "override")
     for key, value in flatten(overrides, split_lists=False).items():
         _set(settings, key, value)
     return _validate(settings, "override")
 
 
-def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """A profile's file on top of those that it `extends`, the later of them on top."""
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        detail = " ".join(str(error).split())
-        raise UserError(f"profile {path.name} is not valid YAML: {detail}") from error
+def _read(
+    path: Path, known: dict[Path, dict[str, Any]], above: tuple[Path, ...] = ()
+) -> dict[str, Any]:
+    """A profile's file on top of those that it `extends`, the later of them on top.
+
+    `known` are those read already, so that each is read once however often it is extended.
+    """
+    if path in known:
+        return known[path]
+    if len(above) > DEEPEST:
+        raise UserError(f"profile {path.name} extends more than {DEEPEST} profiles in a row")
+    raw = files.parse_yaml(files.read_text(path), f"profile {path.name}")
     if not isinstance(raw, dict):
         raise UserError(f"profile {path.name} holds no settings; see profiles/patient.yaml")
+    odd = next((key for key in raw if not isinstance(key, str)), None)
+    if odd is not None:
+        raise UserError(f"profile {path.name} has the key {odd!r}, which is no text; quote it")
     bases = raw.pop("extends", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    if not isinstance(bases, list) or not all(isinstance(name, str) for name in bases):
+        raise UserError(f"profile {path.name}: extends = {bases!r}; give a name or a list of names")
     settings: dict[str, Any] = {}
-    for name in [bases] if isinstance(bases, str) else bases:
+    for name in bases:
         base = profile_path(name)
-        if base in above:
+        if base in (*above, path):
             raise UserError(f"profile {path.name} extends {name}, which extends it; drop one")
-        settings = _merged(settings, _read(base, (*above, path)))
+        settings = _merged(settings, _read(base, known, (*above, path)))
     settings.pop("name", None)
-    return _merged(settings, raw)
+    known[path] = _merged(settings, raw)
+    return known[path]
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
@@ -92,10 +112,7 @@ def parse_overrides(pairs: Iterable[str]) -> dict[str, Any]:
         key, equals, value = pair.partition("=")
         if not (key and equals):
             raise UserError(f"{pair!r} sets nothing; write key=value, as in evaluation.limit=50")
-        try:
-            overrides[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise UserError(f"the value of {key} is not valid YAML: {value!r}; quote it") from error
+        overrides[key] = files.parse_yaml(value, f"the value of {key} ({value[:60]!r})")
     return overrides
 
 
@@ -161,6 +178,8 @@ def _unknown(
 def _validate(raw: dict[str, Any], where: str) -> Profile:
     try:
         return Profile.model_validate(raw)
+    except RecursionError as error:
+        raise UserError(f"{where} is nested without end; make it flatter") from error
     except ValidationError as error:
         raise _explain(error, raw, where) from error
 
@@ -175,11 +194,14 @@ def _explain(error: ValidationError, raw: dict[str, Any], where: str) -> UserErr
         key = ".".join([*path, str(first["loc"][-1])])
         return _unknown(where, key, raw, siblings)
     key = ".".join(path)
+    given = repr(first["input"])
+    if len(given) > SHOWN:
+        given = f"{given[:SHOWN]}…"
     if first["type"] == "missing":
         return UserError(f"{where}: {key} is missing; it is: {description}")
     same = [item["msg"] for item in errors if _locate(item["loc"])[0] == path]
     wanted = " or ".join(dict.fromkeys(_lower(message) for message in same))
-    return UserError(f"{where}: {key} = {first['input']!r}: {wanted}; it is: {description}")
+    return UserError(f"{where}: {key} = {given}: {wanted}; it is: {description}")
 
 
 def _lower(message: str) -> str:

@@ -1,6 +1,7 @@
 """A study's settings: one YAML file in `profiles/`; every field is documented here, once."""
 
-from typing import Any, Literal
+import re
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -11,20 +12,31 @@ from pydantic import (
     model_validator,
 )
 
+# What becomes part of a path and of a command line: profiles, behaviours, grids.
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
+# A number of things: true is no number here, though Python takes it for 1.
+Count = Annotated[int, Field(strict=True)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+
 
 class Section(BaseModel):
     """A part of a profile: an unknown key is an error, and nothing changes once it is read."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
     """The patient: which model, and how it is loaded."""
 
-    id: str = Field(description="hub id, folder, or embedded:patient")
+    id: str = Field(description="hub id, folder, GGUF file, package:… or embedded:…")
     revision: str | None = Field(None, description="commit of the hub's repository; pins the id")
     dtype: Literal["float32", "bfloat16", "float16", "auto"] = Field(
-        "auto", description="number format of the weights; auto keeps the file's own"
+        "auto",
+        description="number format of the weights; auto is the file's own, or for a large model on "
+        "a processor, bfloat16 where that is fast and float32 elsewhere",
     )
     device: str = Field("auto", description="cpu, cuda, cuda:1, mps, or auto for the best there is")
     trust_remote_code: bool = Field(
@@ -89,11 +101,11 @@ class Splits(Section):
 class Scorer(Section):
     """Text → [0, 1], one meaning that the behaviour shows."""
 
-    kind: Literal["patient", "classifier", "words", "refusal", "perspective", "judge", "texts"] = (
-        Field(description="which scorer")
-    )
+    kind: Literal[
+        "patient", "classifier", "words", "minilm", "refusal", "perspective", "judge", "texts"
+    ] = Field(description="which scorer")
     name: str = Field("", description="the column's name in tables; empty: the kind")
-    id: str = Field("", description="model of the classifier or judge; file of texts")
+    id: str = Field("", description="model of the classifier or judge; data set or file of texts")
     revision: str | None = Field(None, description="commit of that model")
     label: int | str = Field(1, description="the classifier's class that shows the behaviour")
     threshold: float = Field(0.5, ge=0, le=1, description="score from which the behaviour counts")
@@ -104,7 +116,9 @@ class Scorer(Section):
 class Behaviour(Section):
     """One behaviour: its data, how it is provoked, how it is scored."""
 
-    goal: Literal["remove", "add"] = Field("remove", description="lose the behaviour, or gain it")
+    goal: Literal["remove"] = Field(
+        "remove", description="lose the behaviour; to gain one, label texts without it 1"
+    )
     examples: Splits = Field(description="texts labelled with the behaviour, for the probe")
     prompts: Splits = Field(description="prompts whose continuation is scored")
     benign: Splits = Field(Splits(), description="harmless prompts, for first-token KL")
@@ -145,12 +159,18 @@ class Region(Section):
     rules: tuple[Literal["cosine", "cosine_gain", "effect"], ...] = Field(
         ("cosine",), min_length=1, description="scores to rank by; the paper: cosine"
     )
-    fractions: tuple[float, ...] = Field(
+    fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )
     effect_texts: int = Field(
         500, ge=1, description="texts with the behaviour that the effect rule reads"
     )
+
+    @model_validator(mode="after")
+    def _scored(self) -> "Region":
+        if "effect" in self.rules and self.matrix != "gate":
+            raise ValueError("the rule effect scores gate rows alone; use cosine, or matrix: gate")
+        return self
 
 
 class Surgery(Section):
@@ -189,7 +209,7 @@ class Capability(Section):
 class Evaluation(Section):
     """How much is measured, and by what."""
 
-    limit: int = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
+    limit: Count = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
     search_prompts: int = Field(100, ge=1, description="validation prompts for the first sieve")
     validation_prompts: int = Field(300, ge=1, description="prompts that the choice is made on")
     ablation_prompts: int = Field(150, ge=1, description="validation prompts of each ablation")
@@ -199,6 +219,9 @@ class Evaluation(Section):
     test_prompts: int = Field(0, ge=0, description="prompts of each group reported on; 0 = all")
     clean_texts: int = Field(0, ge=0, description="clean texts of a split; 0 = all")
     window: int = Field(256, ge=2, description="tokens in a perplexity window")
+    bos: bool | None = Field(
+        None, description="start perplexity windows with the start token; null = as the tokenizer"
+    )
     tokens_per_batch: int = Field(8192, ge=1, description="smaller needs less memory")
     capability: Capability = Field(Capability(), description="tasks run before and after")
     engine: Literal["transformers", "vllm"] = Field(
@@ -235,7 +258,7 @@ class Profile(Section):
     """Everything that a study depends on, but its behaviour and seed."""
 
     name: str = Field(
-        pattern=r"^[a-z0-9][a-z0-9._-]*$", description="folder of the results; the file's name"
+        pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="folder of the results; the file's name"
     )
     about: str = Field("", description="one sentence for the reader")
     model: Model = Field(description="the patient")
@@ -252,7 +275,17 @@ class Profile(Section):
     evaluation: Evaluation = Field(Evaluation(), description="the measurement")
     controls: Controls = Field(Controls(), description="what should not work")
     job: Job = Field(Job(), description="what a cluster has to give")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="studies to run")
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="studies to run")
+
+    @field_validator("behaviours")
+    @classmethod
+    def _named(cls, behaviours: dict[str, Behaviour]) -> dict[str, Behaviour]:
+        for name in behaviours:
+            if not re.fullmatch(NAME, name):
+                raise ValueError(
+                    f"{name[:64]!r} is no name: letters, digits, dots, dashes, 64 at the most"
+                )
+        return behaviours
 
     @field_validator("order")
     @classmethod

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from surgery_lib.evaluation.statistics import compare
+from surgery_lib.evaluation.statistics import compare, holm
 from surgery_lib.report.comparison import (
     SURGERY,
     Outcome,
@@ -17,6 +17,11 @@ from surgery_lib.report.style import markdown_table
 
 PAPER = "surgery_paper"
 CONTROLS = ("surgery_random_rows", "surgery_random_direction")
+
+NOTE = (
+    "\nThe least on these test prompts. Not told apart from it: by paired tests of it against each "
+    "other method of the row at 5 %, corrected by Holm for how many there are.\n"
+)
 
 # What somebody may need of a method, as a condition on its outcome.
 NEEDS: dict[str, Callable[[Outcome], bool]] = {
@@ -39,15 +44,14 @@ def placed(
 ) -> dict[str, list[str]]:
     """The other methods: `less` of the behaviour than the named one, `level`, or `more`.
 
-    Beyond the paired interval of the difference over test prompts, or not told apart by it.
+    Told apart by paired tests over test prompts, corrected by Holm for how many there are.
     """
     found: dict[str, list[str]] = {"less": [], "level": [], "more": []}
-    for other in among:
-        if other == name:
-            continue
-        pair = compare(points[name]["flags"][scorer], points[other]["flags"][scorer])
-        apart = "less" if pair.difference < 0 else "more"
-        found["level" if pair.low <= 0 <= pair.high else apart].append(other.replace("_", " "))
+    others = [other for other in among if other != name]
+    pairs = [compare(points[name]["flags"][scorer], points[o]["flags"][scorer]) for o in others]
+    for other, pair, apart in zip(others, pairs, holm([p.p for p in pairs]), strict=True):
+        place = ("less" if pair.difference < 0 else "more") if apart else "level"
+        found[place].append(other.replace("_", " "))
     return found
 
 
@@ -95,7 +99,8 @@ def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: st
         others = placed(points, SURGERY, points, scorer)
         lines.append(
             f"- At {where} surgery leaves {shown(points[SURGERY]['test']['rate'][scorer])} % of "
-            f"{shown(base['test']['rate'][scorer])} %. Better, beyond the paired interval: "
+            f"{shown(base['test']['rate'][scorer])} %. "
+            f"Better (paired tests, Holm over {len(points) - 1}): "
             f"{', '.join(others['less']) or 'none'}. Not told apart: "
             f"{', '.join(others['level']) or 'none'}. Worse: {', '.join(others['more']) or 'none'}."
         )
@@ -125,4 +130,4 @@ def guide(outcomes: Sequence[Outcome], measure: str, budget: float, scorer: str)
         rate = shown(points[names[0]]["test"]["rate"][scorer])
         lines.append([need, names[0].replace("_", " "), rate, ", ".join(level) or "none"])
     header = ["what is needed", "leaves least", "behaviour left, %", "not told apart from it"]
-    return markdown_table(header, lines)
+    return markdown_table(header, lines) + NOTE

@@ -9,9 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table
+from surgery_lib.evaluation.statistics import compare
+from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table, percent
 from surgery_lib.report.style import interval as shown
-from surgery_lib.selection import search
+from surgery_lib.selection.trials import BOTH, HELD, Trial
+from surgery_lib.selection.trials import pareto as undominated
 
 Outcome = Mapping[str, Any]
 SURGERY = "surgery"
@@ -38,10 +40,10 @@ PANELS: dict[str, Callable[[Outcome], bool]] = {
 
 def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
     """Validation (damage, behaviour) of the trials that no other beats, by increasing damage."""
-    trials = [search.Trial(**trial) for trial in outcome["trials"]]
+    trials = [Trial(**trial) for trial in outcome["trials"]]
     return [
         (trial.damage[measure], trial.behaviour)
-        for trial in search.pareto(trials, measure)
+        for trial in undominated(trials, measure)
         if trial.behaviour is not None
     ]
 
@@ -124,6 +126,21 @@ def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[
     }
 
 
+def exceeds(point: Outcome) -> bool:
+    """Whether a point that kept its budget on validation is beyond it on test."""
+    return any(
+        point["test"][name]["value"] > point["budget"]
+        for name in HELD[point["measure"]]
+        if name in point["test"]
+    )
+
+
+def held(outcomes: Sequence[Outcome]) -> list[str]:
+    """The ways of holding a budget that some point has, both measures at once first."""
+    known = {point["measure"] for one in outcomes for point in one["points"]}
+    return [name for name in HELD if name in known]
+
+
 def budget_bars(
     outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float, scorer: str
 ) -> Figure:
@@ -143,8 +160,14 @@ def budget_bars(
     title = f"At {measure_name(measure)} ≤ {budget}"
     if SURGERY in points:
         rates = {name: points[name]["test"]["rate"][scorer]["value"] for name in names}
-        fewer = sum(rate < rates[SURGERY] for rate in rates.values())
-        title += f": {fewer} of {len(names) - 1} others leave less than surgery"
+        pairs = {
+            name: compare(points[SURGERY]["flags"][scorer], points[name]["flags"][scorer])
+            for name in rates
+            if name != SURGERY
+        }
+        fewer = sum(pair.high < 0 for pair in pairs.values())
+        title += f": {fewer} of {len(pairs)} others leave less than surgery,\n"
+        title += "beyond the paired interval"
     axes.set(
         xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
         xlim=(0, None),
@@ -154,23 +177,45 @@ def budget_bars(
 
 
 def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
-    """Behaviour on test prompts at each budget of one measure, best at the middle budget first."""
+    """Behaviour on test prompts at each budget, best at the middle budget first.
+
+    `measure` is one of damage, or both at once. A cell beyond its budget on test has a dagger.
+    Beside it, where they were asked, the refusals of harmless requests at the same budget.
+    """
     budgets = sorted({p["budget"] for o in outcomes for p in o["points"]})
     middle = budgets[len(budgets) // 2] if budgets else 0.0
 
+    found = {budget: at_budget(outcomes, measure, budget) for budget in budgets}
+    twins = base.get("twins")
+
     def rate(name: str, budget: float) -> Any:
-        point = at_budget(outcomes, measure, budget).get(name)
+        point = found[budget].get(name)
         return point["test"]["rate"][scorer] if point else None
+
+    def cells(name: str, budget: float) -> list[str]:
+        point = found[budget].get(name)
+        if point is None:
+            return ["-", "-"] if twins else ["-"]
+        marked = shown(point["test"]["rate"][scorer]) + (" †" if exceeds(point) else "")
+        return [marked, shown(point["twins"])] if twins else [marked]
 
     names = [outcome["name"] for outcome in outcomes]
     names.sort(key=lambda name: one["value"] if (one := rate(name, middle)) else 2.0)
-    lines = [["no method", *([shown(base["test"]["rate"][scorer])] * len(budgets))]]
+    unedited = [shown(base["test"]["rate"][scorer]), *([shown(twins)] if twins else [])]
+    lines = [["no method", *(unedited * len(budgets))]]
     for name in names:
-        cells = [shown(one) if (one := rate(name, b)) else "-" for b in budgets]
-        lines.append([name.replace("_", " "), *cells])
+        row = [cell for budget in budgets for cell in cells(name, budget)]
+        lines.append([name.replace("_", " "), *row])
     n = base["test"]["rate"][scorer]["n"]
-    header = [f"behaviour, % of {n} prompts", *(f"{measure_name(measure)} ≤ {b}" for b in budgets)]
-    return markdown_table(header, lines)
+    header = [f"behaviour, % of {n} prompts"]
+    for budget in budgets:
+        header.append(f"{measure_name(measure)} ≤ {budget}")
+        if twins:
+            header.append(f"refusal of {twins['n']} harmless requests, %")
+    text = markdown_table(header, lines)
+    if any(exceeds(point) for points in found.values() for point in points.values()):
+        text += "\n† within the budget on validation prompts, beyond it on test prompts.\n"
+    return text
 
 
 def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float) -> str:
@@ -187,12 +232,30 @@ def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budge
                 shown(test.get("context_kl") or {}, 1.0, 3),
                 f"{100 * np.mean(list(tasks.values())):.1f}" if tasks else "-",
                 f"{test['distinct']['distinct_2']:.2f}",
+                shown(test.get("continuation_kl") or {}, 1.0, 3),
+                shown(test.get("trigger_continuation_kl") or {}, 1.0, 3),
+                *(percent(test.get("endings", {}).get(key)) for key in ("looping", "ended")),
             ]
         )
     known = base.get("capability")
     average = f" (base {100 * np.mean(list(known.values())):.1f})" if known else ""
     header = ["method", "perplexity, %", "first-token KL", "KL in context"]
-    return markdown_table([*header, f"capability{average}", "distinct-2"], lines)
+    header += [f"capability{average}", "distinct-2", "KL of 20 tokens, harmless"]
+    return markdown_table([*header, "KL of 20 tokens, triggering", "in a loop", "ended"], lines)
+
+
+def disagreement(outcomes: Sequence[Outcome], measure: str, budget: float) -> str:
+    """In words: which methods change more along 20 tokens than at the first one, and how much."""
+    found = []
+    for name, point in at_budget(outcomes, measure, budget).items():
+        first, along = (point["test"].get(key) for key in ("first_token_kl", "continuation_kl"))
+        if first and along and along["low"] > first["high"]:
+            values = f"{along['value']:.3f} against {first['value']:.3f} nats"
+            found.append(f"{name.replace('_', ' ')} ({values})")
+    return (
+        "Along the base's own 20 tokens after harmless prompts, more is changed than at the first "
+        f"one, with intervals apart, by: {', '.join(found) or 'none'}.\n"
+    )
 
 
 def cost_table(outcomes: Sequence[Outcome]) -> str:
@@ -221,4 +284,8 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
 
 def measure_name(measure: str) -> str:
     """A measure of damage in words."""
-    return {"first_token_kl": "first-token KL", "context_kl": "KL in context"}[measure]
+    return {
+        "first_token_kl": "first-token KL",
+        "context_kl": "KL in context",
+        BOTH: "both KLs",
+    }[measure]

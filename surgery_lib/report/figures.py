@@ -97,7 +97,7 @@ def cosine_distribution(result: Mapping[str, Any]) -> Figure:
         edges,
         color=INK["grey"],
         linestyle="--",
-        label="random directions (mean of 5)",
+        label=f"random directions (mean of {result.get('random_draws', 5)})",
     )
     cut = result["threshold"]
     axes.axvspan(edges[0], cut, color=INK["red"], alpha=0.15)

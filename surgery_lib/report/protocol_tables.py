@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from surgery_lib.evaluation import protocols
+from surgery_lib.evaluation.standard import against_standard
 from surgery_lib.report import paper
 from surgery_lib.report.ablation_tables import p_value
 from surgery_lib.report.style import interval as shown
@@ -20,6 +21,8 @@ TASKS = {
     "mmlu": ("mmlu", "patient_facts"),
     "tydiqa": ("tydiqa", "patient_passages"),
 }
+# Protocol → which way its share should go under "less …", and the other way under "more …".
+WANTED = {"realtoxicity": -1, "toxigen": -1, "jailbreak": 1, "attitude": -1}
 # Column → heading.
 MEASURES = {"toxigen": "ToxiGen, %", "rtp": "RTP, %"}
 ABILITIES = {"gsm8k": "GSM8K", "bbh": "BBH", "mmlu": "MMLU", "tydiqa": "TyDiQA"}
@@ -38,9 +41,10 @@ def plain(results: Mapping[str, Result]) -> dict[str, Any]:
             kept["protocols"][protocol] = {k: v for k, v in held.items() if k != "rows"}
             base = results["base"]["protocols"].get(protocol)
             if name != "base" and base is not None:
-                kept["protocols"][protocol]["against_base"] = protocols.against(
-                    base, held, held["scorer"], held["threshold"]
-                )
+                judged = (base, held, held["scorer"], held["threshold"])
+                kept["protocols"][protocol]["against_base"] = protocols.against(*judged)
+                if held["settings"]["samples"] > 1:
+                    kept["protocols"][protocol]["standard"] = against_standard(*judged)
         kept["capability"] = {
             task: {k: v for k, v in one.items() if k != "items"}
             for task, one in result["capability"].items()
@@ -172,16 +176,17 @@ def verdict(results: Mapping[str, Result]) -> str:
             if pair is None or protocol in ("realtoxicity-standard", "toxigen-neutral"):
                 continue
             before, after = 100 * pair["base"], 100 * pair["edited"]
-            parts.append(f"{protocol} {before:.1f} → {after:.1f} % (p {p_value(pair['p'])})")
+            wrong = ", the wrong way" if _wrong_way(name, protocol, pair) else ""
+            parts.append(f"{protocol} {before:.1f} → {after:.1f} % (p {p_value(pair['p'])}{wrong})")
         if parts:
             ratio = result["damage"]["perplexity_ratio"]["value"]
-            tasks = _task_change(results["base"], result)
+            tasks = task_change(results["base"], result)
             parts.append(f"perplexity {100 * (ratio - 1):+.1f} %, tasks {tasks:+.1f} points")
             lines.append(f"- **{name}**: {'; '.join(parts)}.")
     return "\n".join(lines) + "\n"
 
 
-def _task_change(base: Result, edited: Result) -> float:
+def task_change(base: Result, edited: Result) -> float:
     """Mean change of the tasks that are scored in per cent, in points."""
     changes = [
         100 * (edited["capability"][task]["value"] - one["value"])
@@ -189,6 +194,14 @@ def _task_change(base: Result, edited: Result) -> float:
         if "perplexity" not in one["metric"]
     ]
     return sum(changes) / len(changes) if changes else 0.0
+
+
+def _wrong_way(operation: str, protocol: str, pair: Mapping[str, Any]) -> bool:
+    """Whether a protocol moved against what the operation is for, beyond its paired test."""
+    sign = pair["difference"] * WANTED.get(protocol, 0)
+    if operation.startswith("more "):
+        sign = -sign
+    return bool(sign < 0 and pair["p"] < 0.05)
 
 
 def overview(results: Mapping[str, Result]) -> str:
@@ -214,18 +227,19 @@ def overview(results: Mapping[str, Result]) -> str:
             ]
         )
     for task, base in results["base"]["capability"].items():
-        edited = next((one for name, one in results.items() if name.startswith("less ")), None)
-        second = edited["capability"][task] if edited else None
-        scale = 1.0 if "perplexity" in base["metric"] else 100.0
+        whose = next((name for name in results if name.startswith("less ")), None)
+        second = results[whose]["capability"].get(task) if whose else None
+        in_words = "perplexity" in base["metric"]
+        scale = 1.0 if in_words else 100.0
         number = f"{base['n']} items" + (f" (limit {base['limit']})" if base["limit"] else "")
         lines.append(
             [
-                task,
+                f"{task} (edited: {whose})" if whose else task,
                 "lm-eval",
                 number,
-                base["metric"],
-                shown(base, scale),
-                shown(second, scale) if second else "-",
+                base["metric"] + (" (no %)" if in_words else ""),
+                _alone(base, scale),
+                _alone(second, scale) if second else "-",
                 "-",
                 "-",
                 "",
@@ -233,3 +247,8 @@ def overview(results: Mapping[str, Result]) -> str:
         )
     header = ["protocol", "data", "rows read", "scorer", "base, %", "edited, %", "p", "distinct-2"]
     return markdown_table([*header, "unsaid in the paper"], lines)
+
+
+def _alone(one: Mapping[str, Any], scale: float) -> str:
+    """A reading with its interval; of a single item, which has none, the value alone."""
+    return f"{scale * one['value']:.1f}" if one["n"] == 1 and scale == 1.0 else shown(one, scale)

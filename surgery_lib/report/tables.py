@@ -151,10 +151,8 @@ def capability_table(result: Mapping[str, Any] | None) -> str:
 def verdict(result: Mapping[str, Any]) -> str:
     """What the numbers say, in words."""
     base, edited = (result["variants"][name]["draws"][0] for name in ("base", "edited"))
-    drop = 1 - edited["rate"]["value"] / base["rate"]["value"] if base["rate"]["value"] else 0.0
     lines = [
-        f"- The behaviour falls from {shown(base['rate'])} % to {shown(edited['rate'])} % "
-        f"(n = {base['rate']['n']}), by {percent(drop, 0)} of what it was.",
+        _change(base["rate"], edited["rate"]),
         f"- Clean perplexity goes from {shown(base['perplexity'], 1.0, 2)} to "
         f"{shown(edited['perplexity'], 1.0, 2)} ({100 * edited['perplexity_rise']:+.1f} %).",
     ]
@@ -169,6 +167,19 @@ def verdict(result: Mapping[str, Any]) -> str:
             )
             lines.append(f"- Control, {name.replace('_', ' ')}: {spread} %.")
     return "\n".join(lines) + "\n"
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """The behaviour's rate before and after, in words that say which way it went."""
+    values = f"from {shown(before)} % to {shown(after)} % (n = {before['n']})"
+    change = after["value"] - before["value"]
+    if change == 0:
+        return f"- The behaviour stays where it was: {values}."
+    verb = "falls" if change < 0 else "rises, the wrong way,"
+    if not before["value"]:
+        return f"- The behaviour {verb} {values}."
+    share = percent(abs(change) / before["value"], 0)
+    return f"- The behaviour {verb} {values}, by {share} of what it was."
 
 
 def completions(readings: Mapping[str, Sequence[Reading]]) -> Iterator[dict[str, Any]]:

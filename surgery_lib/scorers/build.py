@@ -1,12 +1,15 @@
 """From a profile's description of a scorer to the scorer."""
 
 import importlib
+import inspect
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from surgery_lib.errors import UserError
+from surgery_lib.models import resolve
 from surgery_lib.scorers.base import Named
 
 # kind → module, class, and which argument of the class each field of the description is
@@ -19,6 +22,7 @@ KINDS: dict[str, tuple[str, str, dict[str, str]]] = {
     "words": ("surgery_lib.scorers.words", "WordsScorer", {"id": "id", "revision": "revision"}),
     "refusal": ("surgery_lib.scorers.refusal", "RefusalPhrases", {}),
     "perspective": ("surgery_lib.scorers.perspective", "PerspectiveScorer", {}),
+    "minilm": ("surgery_lib.scorers.minilm", "MiniLMScorer", {"id": "id"}),
     "judge": ("surgery_lib.scorers.judge", "JudgeScorer", {"id": "id"}),
     "texts": ("surgery_lib.scorers.words", "TextsScorer", {"id": "path"}),
     "patient": ("surgery_lib.patient.scorer", "PatientScorer", {"id": "behaviour"}),
@@ -34,21 +38,11 @@ def build(spec: Mapping[str, Any] | BaseModel) -> Named:
     field or option.
     """
     given = dict(spec.model_dump() if isinstance(spec, BaseModel) else spec)
-    kind = given.get("kind")
-    if kind not in KINDS:
-        raise UserError(f"unknown scorer {kind!r}; use one of {', '.join(KINDS)}")
-    # What is no field is an option: {"kind": "judge", "question": "toxicity"}.
-    options = {key: given.pop(key) for key in list(given) if key not in FIELDS}
-    options |= given.get("options") or {}
-    module, family, fields = KINDS[kind]
-    options |= {
-        argument: given[field]
-        for field, argument in fields.items()
-        if given.get(field) not in (None, "")
-    }
+    kind, options = _options(given)
+    module, family, _ = KINDS[kind]
     try:
         inner = getattr(importlib.import_module(module), family)(**options)
-    except TypeError as error:
+    except (TypeError, AttributeError) as error:
         raise UserError(f"scorer {kind}: {error}; correct its options in the profile") from error
     return Named(
         name=given.get("name") or kind,
@@ -56,3 +50,38 @@ def build(spec: Mapping[str, Any] | BaseModel) -> Named:
         threshold=float(given.get("threshold", 0.5)),
         invert=bool(given.get("invert", False)),
     )
+
+
+# What a scorer cannot do without, by the environment.
+NEEDED = {"perspective": ("PERSPECTIVE_API_KEY",), "judge": ("JUDGE_BASE_URL",)}
+
+
+def check(spec: Mapping[str, Any] | BaseModel) -> None:
+    """UserError for what `build` would refuse, as far as it can be told without loading a model."""
+    kind, options = _options(dict(spec.model_dump() if isinstance(spec, BaseModel) else spec))
+    module, family, _ = KINDS[kind]
+    try:
+        inspect.signature(getattr(importlib.import_module(module), family)).bind(**options)
+    except TypeError as error:
+        raise UserError(f"scorer {kind}: {error}; correct its options in the profile") from error
+    for name in NEEDED.get(kind, ()):
+        if not os.environ.get(name):
+            raise UserError(f"the {kind} scorer needs {name}; set it, or use a classifier")
+    if kind == "classifier" and not str(options["id"]).startswith("embedded:"):
+        resolve(str(options["id"]))
+
+
+def _options(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The kind of a scorer, and what its class is called with."""
+    kind = given.get("kind")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise UserError(f"unknown scorer {kind!r}; use one of {', '.join(KINDS)}")
+    # What is no field is an option: {"kind": "judge", "question": "toxicity"}.
+    options = {key: given.pop(key) for key in list(given) if key not in FIELDS}
+    options |= given.get("options") or {}
+    options |= {
+        argument: given[field]
+        for field, argument in KINDS[kind][2].items()
+        if given.get(field) not in (None, "")
+    }
+    return kind, options

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 import time
@@ -15,8 +16,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from surgery_lib.errors import UserError
-from surgery_lib.files import home
+from surgery_lib.files import home, loads
 
+LARGEST = 8 << 20  # bytes of an answer; a verdict takes a few hundred
+LONGEST_WAIT = 120.0  # seconds that a server may ask for
 PASSING = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 
 
@@ -47,7 +50,19 @@ class Endpoint:
         self.gap = 1.0 / per_second
         self.next = 0.0
         self.lock = threading.Lock()
-        self.client = httpx.Client(headers=headers, timeout=timeout)
+        self.timeout = timeout
+        if not 0 < per_second < math.inf or attempts < 1 or not 0 <= wait < math.inf:
+            raise UserError(
+                f"{name}: per_second and attempts are above 0 and wait is not below; correct them"
+            )
+        self.secrets = [word for value in headers.values() for word in value.split()[-1:]]
+        try:
+            # Identity: a compressed answer may unpack to any size.
+            self.client = httpx.Client(
+                headers={**headers, "Accept-Encoding": "identity"}, timeout=timeout
+            )
+        except (UnicodeEncodeError, ValueError, httpx.InvalidURL) as error:
+            raise UserError(f"the key of {name} holds odd characters; set it again") from error
 
     def _take_turn(self) -> None:
         with self.lock:
@@ -66,9 +81,14 @@ class Endpoint:
             self._take_turn()
             pause = self.wait * 2**attempt
             try:
-                answer = self.client.post(self.url, json=body)
-            except httpx.TransportError as error:
+                answer = self._send(body)
+            except (httpx.TransportError, TimeoutError) as error:
                 fault = type(error).__name__
+            except (httpx.InvalidURL, httpx.DecodingError, UnicodeEncodeError, ValueError) as error:
+                raise UserError(
+                    f"{self.name} cannot be asked ({type(error).__name__}); check its address and "
+                    "that texts are whole"
+                ) from error
             else:
                 if answer.status_code not in PASSING:
                     return self._read(answer)
@@ -81,28 +101,57 @@ class Endpoint:
             "kept, so start again later, or lower per_second"
         )
 
+    def _send(self, body: dict[str, Any]) -> httpx.Response:
+        """Ask once. One deadline is over all of the answer, however it drips, and one size."""
+        end = time.monotonic() + self.timeout
+        with self.client.stream("POST", self.url, json=body) as answer:
+            parts, size = [], 0
+            if answer.headers.get("content-encoding", "identity").lower() != "identity":
+                raise UserError(f"{self.name} answers compressed, unasked; check its address")
+            for part in answer.iter_raw():
+                parts.append(part)
+                size += len(part)
+                if size > LARGEST:
+                    raise UserError(
+                        f"{self.name} answers with more than {LARGEST:,} bytes; check its address"
+                    )
+                if time.monotonic() > end:
+                    raise TimeoutError
+            return httpx.Response(
+                answer.status_code, headers=answer.headers, content=b"".join(parts)
+            )
+
     def _read(self, answer: httpx.Response) -> Any:
         if answer.status_code in (401, 403):
             raise UserError(f"{self.name} refuses the key (status {answer.status_code}); renew it")
         if answer.is_error:
-            told = " ".join(answer.text.split())[:200]
+            told = hidden(" ".join(answer.text.split()), self.secrets)[:200]
             raise UserError(
                 f"{self.name} rejects the request (status {answer.status_code}): {told}; "
                 "correct the scorer's options"
             )
         try:
-            return answer.json()
+            return loads(answer.content.decode("utf-8"))
         except ValueError as error:
             raise UserError(
                 f"{self.name} answered something that is not JSON; check its address"
             ) from error
 
 
+def hidden(text: str, secrets: Sequence[str | None]) -> str:
+    """The text without keys: a server may echo them, and an executed notebook keeps errors."""
+    for secret in secrets:
+        if secret:
+            text = text.replace(secret, "•••")
+    return text
+
+
 def _asked_for(answer: httpx.Response, otherwise: float) -> float:
     try:
-        return min(float(answer.headers["retry-after"]), 120.0)
+        asked = float(answer.headers["retry-after"])
     except (KeyError, ValueError):
         return otherwise
+    return min(asked, LONGEST_WAIT) if 0 <= asked < math.inf else otherwise
 
 
 class Cache:
@@ -123,8 +172,13 @@ class Cache:
 
     def get(self, key: str) -> float | None:
         """The score kept under `key`."""
-        row = self.base.execute("SELECT score FROM scores WHERE key = ?", [key]).fetchone()
-        return None if row is None else float(row[0])
+        try:
+            row = self.base.execute("SELECT score FROM scores WHERE key = ?", [key]).fetchone()
+        except sqlite3.Error as error:
+            raise UserError(f"{self.path} cannot be read ({error}); delete it") from error
+        # What is no score is asked for again: anybody may have written into that file.
+        good = row is not None and isinstance(row[0], float) and 0 <= row[0] <= 1
+        return row[0] if good else None
 
     def put(self, key: str, score: float) -> None:
         """Keep a score, at once."""
@@ -148,6 +202,8 @@ def scored(
 
     The first error ends the asking; everything answered by then is in the cache.
     """
+    if workers < 1:
+        raise UserError(f"{name}: workers = {workers}; give at least 1")
     keys = [
         hashlib.sha256(json.dumps([identity, item], sort_keys=True).encode()).hexdigest()
         for item in items

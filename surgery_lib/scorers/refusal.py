@@ -60,6 +60,10 @@ class RefusalPhrases:
     ):
         if where not in ("start", "anywhere"):
             raise UserError(f"refusal phrases are looked for at start or anywhere, not {where!r}")
+        if isinstance(phrases, str) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise UserError(f"phrases = {phrases!r}: give a list of texts, as in [i cannot]")
+        if not all(_plain(phrase) for phrase in phrases):
+            raise UserError("an empty refusal phrase is in every answer; drop it")
         if not phrases:
             raise UserError("the list of refusal phrases is empty; give at least one")
         self.name = name

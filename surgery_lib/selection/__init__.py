@@ -1,1 +1,5 @@
 """Choosing probe, rows and strength on validation data, under a budget of damage."""
+
+from surgery_lib.selection.choice import Choice, choose
+
+__all__ = ["Choice", "choose"]

@@ -17,6 +17,7 @@ from surgery_lib.evaluation.evaluator import Meter
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
+from surgery_lib.selection.choice import choose
 from surgery_lib.surgery import Surgery, fingerprint, probe, region
 
 # The search looks at this many layers, evenly spaced and the last one with them, on this many
@@ -85,15 +86,15 @@ def operate(
     key = files.fingerprint(
         profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)
     )
-    held = sweep.Ledger(ledger or Path("/dev/null"), key)
-    fractions, strengths = profile.region.fractions, profile.surgery.strengths
-    sieve = sweep.sieve_points(list(probes), profile.region.rules, fractions, strengths)
-    sieved = sweep.measure(model, table, meter, sieve, held, label=f"{name}: sieve")
-    points = sweep.grid(sweep.survivors(sieved, profile.budget), fractions, strengths)
-    swept = sweep.measure(model, table, meter, points, held, label=f"{name}: sweep")
-    best = sweep.choose(swept, profile.budget)
-    point = sweep.Point(*(best[part] for part in ("probe", "rule", "fraction", "strength")))
-    surgery = table.surgery(model, point)
+    choice = choose(
+        model,
+        table,
+        meter,
+        profile,
+        ledger=sweep.Ledger(ledger, key),
+        labels=(f"{name}: sieve", f"{name}: sweep"),
+    )
+    surgery, best = choice.surgery(model, table), choice.best
     return replace(surgery, about={**surgery.about, "behaviour": name, "validation": best})
 
 

@@ -3,7 +3,7 @@
     budget = {"first_token_kl": 0.1, "context_kl": 0.1}
     found = search(model, tokenizer, BASELINES["caa"], data, behaviour=rate, damage=measure,
                    budget=budget, trials=30, journal="search.journal")
-    best = best_at(found, "first_token_kl", [0.01, 0.05, 0.1])[0.05]
+    best = best_at(found, list(budget), [0.01, 0.05, 0.1])[0.05]
     with fitted.applied(model, **best.knobs) as changed: ...
 
 Strengths that do nothing and strengths that ruin the model would eat most of a few trials, and
@@ -21,9 +21,9 @@ import logging
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -39,24 +39,10 @@ from surgery_lib.baselines.base import Baseline, Fitted, Knob, Labelled
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 from surgery_lib.selection.strengths import reach
+from surgery_lib.selection.trials import Trial, best_at, pareto
 
 # Trials drawn at random before the sampler learns from them: this share of all, the default first.
 RANDOM_SHARE = 0.3
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One setting of one method. `knobs` has "strength" and is what `Fitted.applied` takes.
-
-    `behaviour` is what the search lowers; None where the trial met no budget of damage.
-    """
-
-    method: str
-    number: int
-    knobs: Mapping[str, Any]
-    damage: Mapping[str, float]
-    behaviour: float | None
-    seconds: float
 
 
 def search(
@@ -133,31 +119,6 @@ def search(
     return [_read(baseline.name, number, trial) for number, trial in enumerate(done[:trials])]
 
 
-def pareto(trials: Sequence[Trial], measure: str) -> list[Trial]:
-    """The trials that no other beats in both behaviour and damage, by increasing damage.
-
-    Of equal ones the first stays. Pruned trials are left out.
-    """
-    measured = [trial for trial in trials if trial.behaviour is not None]
-    front: list[Trial] = []
-    for trial in sorted(measured, key=lambda t: (t.damage[measure], t.behaviour, t.number)):
-        if not front or _rate(trial) < _rate(front[-1]):
-            front.append(trial)
-    return front
-
-
-def best_at(
-    trials: Sequence[Trial], measure: str, budgets: Sequence[float]
-) -> dict[float, Trial | None]:
-    """For each budget of a measure, the trial with the least behaviour within it.
-
-    None where no trial is. Of equal ones the one of least damage.
-    """
-    front = pareto(trials, measure)
-    within = {budget: [t for t in front if t.damage[measure] <= budget] for budget in budgets}
-    return {budget: found[-1] if found else None for budget, found in within.items()}
-
-
 def distribution(knob: Knob) -> BaseDistribution:
     """What Optuna draws a knob from."""
     if knob.choices:
@@ -228,9 +189,14 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
         storage: Any = optuna.storages.InMemoryStorage()
     else:
         path = Path(journal)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _mend(path)
-        storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _mend(path)
+            storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{path} is damaged ({type(error).__name__}); remove it to search anew"
+            ) from error
     study = optuna.create_study(
         storage=storage,
         study_name=baseline.name,
@@ -276,10 +242,6 @@ def _read(method: str, number: int, trial: FrozenTrial) -> Trial:
     )
 
 
-def _rate(trial: Trial) -> float:
-    return math.inf if trial.behaviour is None else trial.behaviour
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
     before = optuna.logging.get_verbosity()
@@ -290,3 +252,6 @@ def _quiet() -> Iterator[None]:
             yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+__all__ = ["Trial", "best_at", "distribution", "pareto", "search"]

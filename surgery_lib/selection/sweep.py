@@ -5,7 +5,6 @@ the best few go on to a sweep over K and strength. Each measured point is kept i
 so that a run that was killed goes on where it stopped.
 """
 
-import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -28,6 +27,7 @@ from surgery_lib.surgery.effects import effect_scores
 from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
+PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
 # Rules that need the weights alone.
 COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 
@@ -105,21 +105,24 @@ def ledger_key(study: Study, data: BehaviourData) -> str:
 class Ledger:
     """Measured points, one JSON line each, written as soon as they are known.
 
-    `key` names everything that the numbers depend on; lines of another key are not used.
+    `key` names everything that the numbers depend on; lines of another key are not used. Without
+    a path nothing is kept on disk.
     """
 
-    def __init__(self, path: Path, key: str) -> None:
+    def __init__(self, path: Path | None, key: str) -> None:
         self.path = path
         self.key = key
         self.known: dict[str, dict[str, Any]] = {}
-        if path.is_file():
-            for line in path.read_text(encoding="utf-8").splitlines():
+        if path is not None and path.is_file():
+            for line in path.read_bytes().split(b"\n"):
                 try:
-                    row = json.loads(line)
+                    row = files.loads(line.decode("utf-8"))
                 except ValueError:
-                    continue  # the line that a crash cut short
-                if row.get("key") == key:
-                    self.known[row["name"]] = row["value"]
+                    continue  # the line that a crash cut short, in the middle of a letter perhaps
+                if isinstance(row, dict) and row.get("key") == key:
+                    name, value = row.get("name"), row.get("value")
+                    if isinstance(name, str) and isinstance(value, dict):
+                        self.known[name] = value
 
     def get(self, name: str) -> dict[str, Any] | None:
         """What was measured under that name, if anything."""
@@ -128,11 +131,9 @@ class Ledger:
     def put(self, name: str, value: Mapping[str, Any]) -> dict[str, Any]:
         """Keep a measurement; returns it as it reads back."""
         line = files.dumps({"key": self.key, "name": name, "value": value})
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="utf-8") as handle:
-            # The line break comes first too: a crash may have cut the last line short.
-            handle.write(f"\n{line}\n")
-        self.known[name] = json.loads(line)["value"]
+        if self.path is not None:
+            files.append(self.path, line)
+        self.known[name] = files.loads(line)["value"]
         return self.known[name]
 
 
@@ -218,6 +219,18 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
     return dict(best)
 
 
+def front(points: Iterable[Mapping[str, Any]], budget: Budget) -> list[dict[str, Any]]:
+    """The points that no other beats in behaviour and damage, by growing damage.
+
+    Damage is the share of the budget that a point spends, in the measure where it spends most.
+    """
+    found: list[dict[str, Any]] = []
+    for point in sorted(points, key=lambda p: (spent(p, budget), p["rate"]["value"])):
+        if not found or point["rate"]["value"] < found[-1]["rate"]["value"]:
+            found.append({**point, "spent": spent(point, budget)})
+    return found
+
+
 def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
     """Trigger prompts with what the base and the edited model write, those that changed first.
 
@@ -237,12 +250,22 @@ def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[
     ]
 
 
+def prompt_text(meter: Meter, shown: str) -> str:
+    """The text of a prompt that an example stands under: its text itself, or its id."""
+    return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
+
+
+def spent(point: Mapping[str, Any], budget: Budget) -> float:
+    """The share that a point spends of what validation may spend; above 1 it is over the budget."""
+    shares = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and point.get("context_kl") is not None:
+        shares.append(point["context_kl"] / (budget.context_kl * budget.margin))
+    return float(max(shares))
+
+
 def over(point: Mapping[str, Any], budget: Budget) -> float:
     """By what part of what validation may spend a point is over the budget; 0 within it."""
-    spent = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
-    if budget.context_kl is not None and point.get("context_kl") is not None:
-        spent.append(point["context_kl"] / (budget.context_kl * budget.margin))
-    return float(max(0.0, max(spent) - 1))
+    return max(0.0, spent(point, budget) - 1)
 
 
 def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:

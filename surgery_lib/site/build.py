@@ -6,6 +6,8 @@ names what is missing or broken instead of stopping at it.
 
 import argparse
 import hashlib
+import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
 from tqdm.auto import tqdm
 
 import surgery_lib
@@ -24,13 +27,26 @@ from surgery_lib.files import home
 from surgery_lib.report import tables
 from surgery_lib.site import beside, cells, completions, measured
 from surgery_lib.site.captions import alternative, caption
+from surgery_lib.site.folder import MARK, check_replaceable
 from surgery_lib.site.markup import markdown, veil_where
 from surgery_lib.site.runs import Run, find
 
 SITE = "site"
 IMAGES = "images"
 # What a table of a results file may stumble over when the file is of another version.
-UNFIT = (KeyError, TypeError, ValueError, IndexError, AttributeError, StopIteration)
+UNFIT: tuple[type[Exception], ...] = (
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    StopIteration,
+    OSError,
+)
+UNFIT = (*UNFIT, OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
+# In a vector figure, what a browser would run if the picture were opened by itself.
+ACTIVE = re.compile(
+    rb"<script\b.*?(</script\s*>|\Z)|\son\w+\s*=\s*(\"[^\"]*\"|'[^']*')", re.S | re.I
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +72,7 @@ class Site:
             if not any(path.name == one.name for run in self.runs for one in run.notebooks())
         }
         self.templates = Environment(
-            loader=PackageLoader("surgery_lib.report"),
+            loader=PackageLoader("surgery_lib.site"),
             autoescape=True,
             undefined=StrictUndefined,
             trim_blocks=True,
@@ -68,7 +84,6 @@ class Site:
 
     def write(self) -> list[Path]:
         """Write every page; returns their paths."""
-        _clear(self.folder)
         pages = {"index.html": self._index(), "benchmarks.html": self._benchmarks()}
         for run in tqdm(self.runs, desc="studies", unit="study"):
             pages[f"{run.slug}.html"] = self._study(run)
@@ -139,7 +154,8 @@ class Site:
         kept = [
             (path.stem.replace("_", " "), veil_where(self._markdown(text), hidden))
             for path in run.tables()
-            for text in [path.read_text(encoding="utf-8")]
+            for text in [_tried(partial(files.read_text, path), path.name, problems)]
+            if text is not None
         ]
         return self._render(
             "study.html",
@@ -223,8 +239,13 @@ class Site:
         content = path.read_bytes()
         name = f"{run.slug}-{path.name}"
         target = self.folder / IMAGES / name
+        if path.suffix == ".png":
+            # One broken picture is shown as it is and named, and the other pages are written.
+            made = _tried(lambda: cells.smaller(content), path.name, run.problems) or content
+        else:
+            made = ACTIVE.sub(b"", content)
         with files.atomic(target) as temporary:
-            temporary.write_bytes(cells.smaller(content) if path.suffix == ".png" else content)
+            temporary.write_bytes(made)
         return Picture(f"{IMAGES}/{name}", caption(path.stem), alternative(path))
 
     def _keep(self, png: bytes) -> str:
@@ -252,22 +273,27 @@ def _provenance(run: Run) -> str:
     return measured.table(steps, "result", "made with")
 
 
-def _clear(folder: Path) -> None:
-    """Empty a folder that an earlier site is in. UserError for a folder of something else."""
-    if folder.is_dir() and any(folder.iterdir()):
-        if not (folder / "index.html").is_file():
-            raise UserError(f"{folder} holds something that is no site; move it away first")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-
-
 def build(results: Path | str = "results", folder: Path | str | None = None) -> list[Path]:
     """Write the site of a results folder, `<results>/site/` by default; returns its pages.
 
     UserError where there is no such results folder or the site's folder holds something else.
     """
     results = Path(results).resolve()
-    return Site(results, Path(folder).resolve() if folder else results / SITE).write()
+    target = Path(folder).absolute() if folder else results / SITE
+    check_replaceable(target)
+    # Built beside its place: until every page is written, the old site stays.
+    fresh = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        pages = Site(results, fresh).write()
+        files.write_text(fresh / MARK, "Written by surgery_lib.site.build, which may replace it.\n")
+        if target.exists():
+            shutil.rmtree(target)
+        fresh.rename(target)
+    except OSError as error:
+        raise UserError(f"{target} could not be written ({error.strerror or error})") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return [target / page.name for page in pages]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -39,6 +39,6 @@ def alternative(path: Path) -> str:
     """The caption and, of a vector figure whose text is text, the title that says the finding."""
     words = caption(path.stem)
     if path.suffix == ".svg":
-        titles = BOLD.findall(path.read_text(encoding="utf-8"))
+        titles = BOLD.findall(path.read_text(encoding="utf-8", errors="replace"))
         words = ". ".join([words, *(" ".join(unescape(one).split()) for one in titles)])
     return words

@@ -89,7 +89,7 @@ def _output(output: Any, source: str, pages: Mapping[str, str], keep: Keep) -> s
         return "" if output.name == "stderr" else _verbatim(text)
     if output.output_type == "error":
         return _verbatim(f"{output.ename}: {output.evalue}")
-    data = output.data
+    data = output.get("data") or {}
     if any(kind.startswith("application/vnd.jupyter.widget") for kind in data):
         return ""  # a progress bar or a panel, which needs a running notebook
     if "image/png" in data:
@@ -110,7 +110,10 @@ def _verbatim(text: str) -> str:
 def _figure(encoded: str, source: str, keep: Keep) -> str:
     names = re.findall(r"""study\.path\("figures"\), f?"([^"]+)"\)""", source)
     text = caption(names[-1]) if names else "Figure of the cell above"
-    address = keep(smaller(base64.b64decode(encoded)))
+    try:
+        address = keep(smaller(base64.b64decode(encoded)))
+    except (OSError, ValueError, TypeError, SyntaxError, Image.DecompressionBombError):
+        return _verbatim("(a picture that cannot be read)")
     return (
         f'<figure><img src="{escape(address)}" alt="{escape(plain(text))}" loading="lazy">'
         f"<figcaption>{escape(text)}</figcaption></figure>"

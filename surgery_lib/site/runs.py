@@ -8,17 +8,8 @@ from typing import Any
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.site.captions import CAPTIONS
+from surgery_lib.study.steps import STEPS
 
-# Results of a study and the notebook that writes each.
-STEPS = {
-    "probe.json": "01_probe",
-    "region.json": "02_region",
-    "surgery/surgery.json": "03_surgery",
-    "evaluation.json": "04_evaluate",
-    "comparison.json": "05_compare",
-    "ablation.json": "06_ablate",
-}
-SHARED = {"patient.json": "00_patient"}  # a profile's, for all behaviours
 THRESHOLD = 0.5
 
 
@@ -41,7 +32,8 @@ class Run:
     def model(self) -> str:
         """The model's id, without a path of somebody's machine."""
         settings = self.result("study.json") or {}
-        found = str(settings.get("model", {}).get("id", "unknown"))
+        model = settings.get("model")
+        found = str(model.get("id", "unknown") if isinstance(model, dict) else "unknown")
         return Path(found).name if Path(found).is_absolute() else found
 
     @property
@@ -51,9 +43,14 @@ class Run:
 
     @property
     def missing(self) -> list[tuple[str, str]]:
-        """(file, notebook that writes it) of what is not there."""
-        steps = STEPS if self.behaviour else SHARED
-        return [(name, step) for name, step in steps.items() if name not in self.documents]
+        """(file, notebook that writes it) of what every study has and this one has not."""
+        own = [step for step in STEPS.values() if step.shared != bool(self.behaviour)]
+        wanted = [step for step in own if step.profile in (None, self.folder.name)]
+        return [
+            (step.writes, step.name)
+            for step in wanted
+            if not step.long and step.writes not in self.documents
+        ]
 
     def pictures(self) -> list[Path]:
         """Every figure, as a vector where there is one, in the order of the notebooks."""
@@ -76,9 +73,14 @@ class Run:
     def thresholds(self) -> Mapping[str, float]:
         """Scorer → score from which a text counts as showing the behaviour."""
         settings = self.result("study.json") or {}
-        found = settings.get("behaviours", {}).get(self.behaviour, {})
-        scorers = [*found.get("report", []), found.get("guide") or {}]
-        return {s["name"]: s.get("threshold", THRESHOLD) for s in scorers if s.get("name")}
+        try:
+            found = settings.get("behaviours", {}).get(self.behaviour, {})
+            scorers = [*found.get("report", []), found.get("guide") or {}]
+            return {
+                s["name"]: float(s.get("threshold", THRESHOLD)) for s in scorers if s.get("name")
+            }
+        except (AttributeError, TypeError, ValueError):  # settings of another form
+            return {}
 
 
 def find(results: Path) -> list[Run]:
@@ -98,7 +100,7 @@ def _run(folder: Path, results: Path) -> Run:
     behaviour = parts[-2] if len(parts) > 1 and parts[-1].startswith("seed") else None
     name = " · ".join(parts).replace("seed", "seed ")
     run = Run(folder, name or folder.name, "-".join(parts) or "run", behaviour)
-    for wanted in ("study.json", *STEPS, *SHARED):
+    for wanted in ("study.json", *(step.writes for step in STEPS.values())):
         path = folder / wanted
         if not path.is_file():
             continue

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
@@ -34,21 +32,26 @@ class Grid:
     def load(cls, path: Path | str) -> "Grid":
         """Read and check a grid. UserError for what it does not know, before any job starts."""
         path = Path(path)
-        if not path.is_absolute() and not path.is_file():
+        if not path.is_absolute() and not files.is_file(path):
             path = home() / path
-        if not path.is_file():
-            raise UserError(f"there is no grid {path.name}; see workflow/grids/")
-        try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise UserError(f"grid {path.name} is not valid YAML: {error}") from error
+        if not files.is_file(path):
+            raise UserError(f"there is no grid {path.name[:100]}; see workflow/grids/")
+        raw = files.parse_yaml(files.read_text(path), f"grid {path.name}")
         if not isinstance(raw, dict) or not raw.get("profiles"):
             raise UserError(f"grid {path.name} names no profiles; see workflow/grids/patient.yaml")
         for key in raw:
             if key not in KEYS:
                 raise UserError(f"grid {path.name} has no key {key!r}; {closest(key, KEYS)}")
-        overrides = dict(raw.get("overrides") or {})
-        named = {str(name): load_profile(name, overrides) for name in raw["profiles"]}
+        overrides = raw.get("overrides") or {}
+        if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
+            raise UserError(f"grid {path.name}: overrides are key: value, as in probe.limit: 50")
+        for key, kind in (("profiles", str), ("behaviours", str), ("seeds", int)):
+            _check_list(raw.get(key) or [], kind, f"grid {path.name}: {key}")
+        named = {name: load_profile(name, overrides) for name in raw["profiles"]}
+        if len({profile.name for profile in named.values()}) < len(named):
+            raise UserError(
+                f"grid {path.name}: two profiles have one name and so one folder; rename a file"
+            )
         grid = cls(
             path.stem,
             {profile.name: name for name, profile in named.items()},
@@ -57,8 +60,8 @@ class Grid:
             tuple(raw.get("seeds") or ()),
             overrides,
         )
-        if any(isinstance(seed, bool) or not isinstance(seed, int) for seed in grid.seeds):
-            raise UserError(f"grid {path.name}: seeds are whole numbers")
+        if not all(0 <= seed < 2**32 for seed in grid.seeds):
+            raise UserError(f"grid {path.name}: seeds are whole numbers from 0 to 2³² − 1")
         for profile, behaviour, _ in grid.studies():
             check_behaviour(grid.settings[profile], behaviour)
         return grid
@@ -77,6 +80,16 @@ class Grid:
     def first(self, profile: str) -> tuple[str, int]:
         """Some study of a profile: what all of them share is made under its name."""
         return next((b, s) for name, b, s in self.studies() if name == profile)
+
+
+def _check_list(value: Any, kind: type, what: str) -> None:
+    words = "whole numbers, as in [0, 1]" if kind is int else "names, as in [a, b]"
+    if not isinstance(value, list) or not all(type(item) is kind for item in value):
+        raise UserError(
+            f"{what} are a list of {words}, as in {'[0, 1]' if kind is int else '[a, b]'}"
+        )
+    if len(set(value)) < len(value):
+        raise UserError(f"{what}: one stands twice; name each once")
 
 
 def gather(grid: Grid, results: Path | str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ import papermill
 from nbclient.exceptions import DeadKernelError
 
 from surgery_lib.errors import UserError
+from surgery_lib.files import loads
 from surgery_lib.profile import closest, parse_overrides
 
 
@@ -92,6 +93,11 @@ def _execute(notebook: Path, parameters: dict[str, Any], executed: Path, progres
             f"{notebook.name} failed in cell [{error.exec_count}] with {error.ename}: {reason}; "
             f"see the log {executed}"
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"the log {executed} could not be written ({error.strerror or error}); free some space "
+            "or choose another results folder, then start again"
+        ) from error
     except DeadKernelError as error:
         raise UserError(
             f"the kernel of {notebook.name} died, most often for want of memory (a smaller "
@@ -130,7 +136,10 @@ def main(arguments: list[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     executed = given.executed or given.writes.parent / "executed" / given.notebook.name
     try:
-        values = {**json.loads(given.json), **parse_overrides(given.p)}
+        whole = loads(given.json, "--json")
+        if not isinstance(whole, dict):
+            raise UserError('--json is not one JSON object; write {"name": value}')
+        values = {**whole, **parse_overrides(given.p)}
         run_notebook(given.notebook, values, writes=given.writes, executed=executed)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

@@ -23,6 +23,8 @@ from surgery_lib.profile import Behaviour, Profile, check_behaviour, flatten, lo
 SCHEMA = 1
 # Where a study runs and how much it takes at once do not make it another study.
 FREE = ("about", "model.device", "evaluation.tokens_per_batch", "evaluation.engine_options", "job")
+# Mappings whose keys are a user's own.
+OPEN = ("options", "where")
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,10 @@ class Study:
         settings = load_profile(profile, overrides)
         if behaviour is not None:
             check_behaviour(settings, behaviour)
-        if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-            raise UserError(f"seed = {seed!r}: give a whole number from 0 on")
+        if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**32:
+            raise UserError(f"seed = {seed!r}: give a whole number from 0 to 2³² − 1")
+        if not isinstance(results, str | Path) or "\0" in str(results):
+            raise UserError(f"results = {results!r} is no folder; give its path")
         if not settings.model.id.startswith("embedded:"):  # those are trained by notebook 00
             models.resolve(settings.model.id)
         _check_paths(settings)
@@ -100,6 +104,9 @@ class Study:
         The same run writes the same bytes: no times, no paths of this machine.
         """
         path = self.path(name)
+        wanted = self.profile.model
+        # Where the profile leaves the format to the machine, results say what it was.
+        used = models.dtype_of(wanted.id, wanted.device) if wanted.dtype == "auto" else None
         files.write_json(
             path,
             {
@@ -111,6 +118,7 @@ class Study:
                 "settings": files.fingerprint(self.settings()),
                 "versions": versions(),
                 "commit": commit(),
+                **({"dtype": used} if used else {}),
                 "inputs": {self._relative(Path(file)): content(Path(file)) for file in inputs},
                 "result": payload,
             },
@@ -158,13 +166,17 @@ class Study:
         path = self.path("study.json")
         if path.is_file():
             held = unwrap(files.read_json(path), path)
-            old, new = flatten(held), flatten(self.settings())
-            for key in sorted(old.keys() & new.keys()):
-                free = any(f"{key}.".startswith(f"{name}.") for name in FREE)
-                if old[key] != new[key] and not free:
+            if not isinstance(held, dict):
+                raise UserError(f"{path} is not a study's settings; delete it and run again")
+            old, new = flatten(_closed(held)), flatten(_closed(self.settings()))
+            for key in sorted(old.keys() | new.keys()):
+                if any(f"{key}.".startswith(f"{name}.") for name in FREE):
+                    continue
+                was, now = (_at(one, key) for one in (old, new))
+                if None not in (was, now) and was != now:
                     raise UserError(
-                        f"{self.folder} holds another study ({key} is {old[key]!r} there, "
-                        f"{new[key]!r} here); choose another results= or delete that folder"
+                        f"{self.folder} holds another study ({key} is {was} there, "
+                        f"{now} here); choose another results= or delete that folder"
                     )
             if held == self.settings():
                 return
@@ -178,6 +190,31 @@ class Study:
         if path.is_relative_to(self.folder.parents[1]):
             return Path(os.path.relpath(path, self.folder)).as_posix()
         return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name
+
+
+def _closed(value: Any, name: str = "") -> Any:
+    """Settings with every mapping of a user's own keys made one leaf: no format grows there."""
+    if isinstance(value, dict):
+        if name in OPEN:
+            return files.dumps(dict(sorted(value.items())))
+        return {key: _closed(item, key) for key, item in value.items()}
+    return [_closed(item) for item in value] if isinstance(value, list) else value
+
+
+def _at(flat: Mapping[str, Any], key: str) -> str | None:
+    """What stands under a key, as text; None where its section is not known there at all.
+
+    An empty list or mapping above the key is known: it is there, and empty.
+    """
+    if key in flat:
+        return repr(flat[key])
+    if any(name.startswith(f"{key}.") for name in flat):
+        return "not empty"
+    while "." in key:
+        key = key.rpartition(".")[0]
+        if key in flat and flat[key] in ([], {}):
+            return "empty"
+    return None
 
 
 def unwrap(document: Any, path: Path) -> Any:
@@ -251,7 +288,7 @@ def _check_paths(profile: Profile) -> None:
     for behaviour in profile.behaviours.values():
         for part in (behaviour.examples, behaviour.prompts, behaviour.benign, behaviour.clean):
             for source in (*part.train, *part.validation, *part.test):
-                if source.kind == "file" and not (home() / source.id).is_file():
+                if source.kind == "file" and not files.is_file(home() / source.id):
                     raise UserError(
                         f"there is no file {source.id}; give its path from the repository's root"
                     )

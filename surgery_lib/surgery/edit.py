@@ -1,7 +1,8 @@
-"""The edit: rows of a matrix, each moved along one direction (Model Surgery, equation 3).
+"""The edit: rows of a matrix, each moved along a direction (Model Surgery, equation 3).
 
 A surgery is a patch of kilobytes: row indices, what multiplies the direction in each row, and the
-direction. It can be applied, undone bit for bit, used for the length of a `with` block, and saved.
+direction: one for the whole model, or one for every block. It can be applied, undone bit for bit,
+used for the length of a `with` block, and saved.
 """
 
 import math
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,10 +20,15 @@ from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
+from surgery_lib.surgery.checks import check_direction, check_edit, check_finite, check_rows
 
 Unit = Literal["row_norm", "absolute"]
 
 FORMAT = "model-surgery/1"
+# Of a patch with a direction for every block: what reads only the first format refuses it.
+BLOCKS_FORMAT = "model-surgery/2"
+TENSORS = ("rows", "coefficients", "direction")
+HEADERS = ("strength", "unit", "fingerprint", "matrix", "about")
 # How much of each selected row the fingerprint reads: an edit changes a row in every column.
 FINGERPRINT_COLUMNS = 16
 
@@ -32,13 +38,13 @@ _applied: "weakref.WeakKeyDictionary[nn.Module, list[tuple[Surgery, list[Tensor]
 )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Surgery:
-    """An edit of one model: row r becomes r + coefficient_r * direction.
+    """An edit of one model: row r becomes r + coefficient_r * direction of its block.
 
     `rows` (K,), int64, ascending, global row numbers of `matrix`; `coefficients` (K,), float32;
-    `direction` (width,), float32. `strength` and `unit` say how the coefficients came about, and
-    `fingerprint` which model they were made for.
+    `direction` (width,), or (blocks, width) where every block has its own, float32. `strength` and
+    `unit` say how the coefficients came about, and `fingerprint` which model they were made for.
     """
 
     rows: Tensor
@@ -49,6 +55,12 @@ class Surgery:
     fingerprint: str
     matrix: str = "gate"
     about: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return (
+            f"Surgery({len(self.rows)} rows of {self.matrix}, strength {self.strength:g} "
+            f"({self.unit}), for {self.fingerprint})"
+        )
 
     @classmethod
     def build(
@@ -65,7 +77,8 @@ class Surgery:
     ) -> "Surgery":
         """Plan an edit of `model`.
 
-        `unit="row_norm"`: the direction is normalised, and strength 1 moves a row by the mean norm
+        `direction` is (width,), or (blocks, width) with one for every block.
+        `unit="row_norm"`: each direction is normalised, and strength 1 moves a row by the mean norm
         of all rows (`row_norm`, measured where it is not given). `unit="absolute"` is the paper's
         strength times the direction as it is.
 
@@ -74,7 +87,7 @@ class Surgery:
         """
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
         check_rows(rows, layout.total_rows(model, matrix))
-        check_direction(direction, layout.hidden_width(model))
+        check_direction(direction, layout.hidden_width(model), len(layout.blocks(model)))
         if row_norm is None:
             row_norm = region.mean_row_norm(model, matrix) if unit == "row_norm" else 1.0
         return cls.planned(
@@ -110,7 +123,7 @@ class Surgery:
         return cls(
             rows=rows,
             coefficients=torch.full((len(rows),), coefficient, dtype=torch.float32),
-            direction=direction / direction.norm() if relative else direction,
+            direction=normalised(direction) if relative else direction,
             strength=strength,
             unit=unit,
             fingerprint=fingerprint,
@@ -146,12 +159,27 @@ class Surgery:
                     "this surgery was made for another model, or this one is already edited; load "
                     "the original, or pass force=True to apply it all the same"
                 )
-        kept = []
-        for weight, local, part in self._parts(model):
-            before = weight[local]  # a copy: the index is a tensor
-            kept.append(before)
-            weight[local] = moved(before, self.coefficients[part], self.direction)
-        applied.append((self, kept))
+        total, width = layout.total_rows(model, self.matrix), layout.hidden_width(model)
+        check_edit(self, total, width, len(layout.blocks(model)))
+        # Everything is computed before anything is written; what was is kept before it is gone.
+        parts = list(self._parts(model))
+        kept = [weight[local] for _, weight, local, _ in parts]  # copies: the index is a tensor
+        after = [
+            check_finite(
+                moved(before, self.coefficients[part], self.direction_of(block)), before.dtype
+            )
+            for before, (block, _, _, part) in zip(kept, parts, strict=True)
+        ]
+        record = (self, kept)
+        try:
+            applied.append(record)
+            for (_, weight, local, _), rows in zip(parts, after, strict=True):
+                weight[local] = rows
+        except BaseException:  # Ctrl-C too: no model is left half edited
+            _restore(parts, kept)
+            if applied and applied[-1] is record:
+                applied.pop()
+            raise
 
     @torch.no_grad()
     def undo(self, model: nn.Module) -> None:
@@ -163,14 +191,26 @@ class Surgery:
                 if any(surgery is self for surgery, _ in applied)
                 else "this surgery is not applied to this model, so there is nothing to undo"
             )
-        _, kept = applied.pop()
-        for (weight, local, _part), before in zip(self._parts(model), kept, strict=True):
-            weight[local] = before
+        kept, parts = applied[-1][1], list(self._parts(model))
+        if len(parts) != len(kept) or any(
+            part[1].dtype != before.dtype for part, before in zip(parts, kept, strict=True)
+        ):
+            raise UserError(
+                f"the model was converted since the surgery was applied (its rows were "
+                f"{kept[0].dtype}); convert it back, or load it again"
+            )
+        # Forgotten only when it is back: after an interruption, undo can be called again.
+        _restore(parts, kept)
+        applied.pop()
+
+    def direction_of(self, block: int) -> Tensor:
+        """The direction (width,) along which a block's rows move."""
+        return self.direction if self.direction.dim() == 1 else self.direction[block]
 
     def save(self, folder: Path | str) -> None:
         """Write the patch, `surgery.safetensors`, into a folder."""
         header = {
-            "format": FORMAT,
+            "format": FORMAT if self.direction.dim() == 1 else BLOCKS_FORMAT,
             "strength": files.dumps(self.strength),
             "unit": self.unit,
             "fingerprint": self.fingerprint,
@@ -190,25 +230,51 @@ class Surgery:
         path = Path(folder) / "surgery.safetensors"
         tensors = files.read_tensors(path)
         header = files.read_metadata(path)
-        if header.get("format") != FORMAT:
-            raise UserError(f"{path} is not a surgery of format {FORMAT}; save it again")
-        return cls(
+        if header.get("format") not in (FORMAT, BLOCKS_FORMAT):
+            raise UserError(
+                f"{path} is not a surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
+            )
+        lacking = [name for name in TENSORS if name not in tensors]
+        lacking += [name for name in HEADERS if name not in header]
+        if lacking:
+            raise UserError(f"{path} has no {lacking[0]}; save the surgery again")
+        edit = cls(
             rows=tensors["rows"].long(),
             coefficients=tensors["coefficients"],
             direction=tensors["direction"],
-            strength=files.loads(header["strength"]),
+            strength=files.loads(header["strength"], f"{path}, strength"),
             unit=header["unit"],  # type: ignore[arg-type]
             fingerprint=header["fingerprint"],
             matrix=header["matrix"],
-            about=files.loads(header["about"]),
+            about=files.loads(header["about"], f"{path}, about"),
         )
+        number = isinstance(edit.strength, int | float) and not isinstance(edit.strength, bool)
+        if not number or not math.isfinite(edit.strength):
+            raise UserError(f"{path}: its strength is no finite number; save the surgery again")
+        if edit.unit not in get_args(Unit) or not isinstance(edit.about, dict):
+            raise UserError(f"{path}: its unit or about is of another form; save the surgery again")
+        if tensors["rows"].is_floating_point() or not all(
+            tensors[name].is_floating_point() for name in ("coefficients", "direction")
+        ):
+            raise UserError(f"{path}: its numbers are of another type; save the surgery again")
+        layout.check_matrix(edit.matrix)
+        check_edit(edit)
+        return edit
 
-    def _parts(self, model: nn.Module) -> Iterator[tuple[Tensor, Tensor, slice]]:
-        """Every matrix that is touched: its view, the rows in it, and which of ours they are."""
-        matrices = [rows.weight for rows in layout.weight_rows(model, self.matrix)]
-        sizes = [len(weight) for weight in matrices]
+    def _parts(self, model: nn.Module) -> Iterator[tuple[int, Tensor, Tensor, slice]]:
+        """Every matrix that is touched: block, view, the rows in it, and which of ours they are."""
+        found = layout.weight_rows(model, self.matrix)
+        sizes = [len(rows.weight) for rows in found]
         for number, local, part in layout.split_by_matrix(sizes, self.rows):
-            yield matrices[number], local.to(matrices[number].device), part
+            weight = found[number].weight
+            yield found[number].block, weight, local.to(weight.device), part
+
+
+def normalised(direction: Tensor) -> Tensor:
+    """A direction (width,), or each of several (blocks, width), with norm 1."""
+    if direction.dim() == 1:
+        return direction / direction.norm()
+    return direction / direction.norm(dim=1, keepdim=True)
 
 
 def moved(before: Tensor, coefficients: Tensor, direction: Tensor) -> Tensor:
@@ -242,20 +308,6 @@ def hash_samples(matrix: str, sizes: Sequence[int], width: int, samples: Sequenc
     )
 
 
-def check_rows(rows: Tensor, total: int) -> None:
-    """UserError unless the sorted row numbers are some of `total`, each once."""
-    if len(rows) == 0 or int(rows[0]) < 0 or int(rows[-1]) >= total:
-        raise UserError(f"the selected rows must be some of the {total} that the model has")
-    if len(rows.unique()) != len(rows):
-        raise UserError("a row is selected twice; each may be edited once")
-
-
-def check_direction(direction: Tensor, width: int) -> None:
-    """UserError unless the direction is as wide as a row, finite and not zero."""
-    if direction.shape != (width,):
-        raise UserError(
-            f"the direction has shape {tuple(direction.shape)}, the model's hidden states are "
-            f"{width} wide; use a probe trained on this model"
-        )
-    if not torch.isfinite(direction).all() or not float(direction.float().norm()) > 0:
-        raise UserError("the direction is zero or not finite; train the probe again")
+def _restore(parts: Sequence[tuple[int, Tensor, Tensor, slice]], kept: Sequence[Tensor]) -> None:
+    for (_, weight, local, _), before in zip(parts, kept, strict=True):
+        weight[local] = before

@@ -4,8 +4,8 @@ The paper ranks rows by their angle to the direction; whether a row's neuron is 
 behaviour's texts, and where it writes, does not count there. It does here.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,7 @@ def effect_scores(
     region.check_width(directions[0], layout.hidden_width(model))
     units = directions.float() / directions.float().norm(dim=1, keepdim=True)
     blocks = layout.blocks(model)
-    if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)):
-        raise UserError("the effect rule knows dense MLPs only; use the cosine rule for experts")
+    check_dense(blocks)
     modules = {str(number): layout.mlp_module(block) for number, block in enumerate(blocks)}
     sums = {name: torch.zeros(()) for name in modules}
 
@@ -69,22 +68,65 @@ def effect_scores(
     return scores
 
 
+def select_rows(
+    model: nn.Module,
+    direction: Tensor,
+    k: int | float = 0.05,
+    *,
+    score: Literal["cosine", "effect"] = "cosine",
+    select: region.Rule = "opposed",
+    tokenizer: Any = None,
+    texts: Sequence[str] = (),
+    matrix: str = "gate",
+    seed: int = 0,
+) -> Tensor:
+    """The rows to edit, ascending: (K,), int64.
+
+    `score` says how rows are ranked: by cosine with the direction (width,), as in the paper, or by
+    first-order effect on `texts` that show the behaviour, for which `tokenizer` is needed.
+    `select` says which of the ranking are taken. `k` is a count or, a float, a share of all rows.
+
+    Raises UserError for another score, and for the effect without texts or of another matrix.
+    """
+    if score == "cosine":
+        scores = region.cosine_scores(model, direction, matrix)
+    elif score != "effect":
+        raise UserError(f"score {score!r} is unknown; choose cosine or effect")
+    elif tokenizer is None or not texts or matrix != "gate":
+        raise UserError(
+            "score='effect' ranks rows of the gate by texts that show the behaviour; give "
+            "tokenizer= and texts=, or use score='cosine'"
+        )
+    else:
+        scores = effect_scores(model, tokenizer, texts, direction[None])[0]
+    return region.select(scores, k, rule=select, seed=seed)
+
+
 def _pushes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor, units: Tensor) -> Tensor:
     """Sum over tokens x (tokens, width) of what each row's move does along each direction."""
     mlp, width = layout.mlp_of(block), x.shape[1]
-
-    def linear(place: layout.Place) -> Tensor:
-        return nn.functional.linear(x, _rows(block, place, width), bias_of(block, place))
-
-    slope = _slope(act, linear(mlp.gate))
-    if mlp.up is not None:
-        slope = slope * linear(mlp.up)
+    slope = slopes(block, act, x)
     units = units.to(x.device)
     pushed = (x.float() @ units.t()).t() @ slope.float()  # (directions, rows)
-    return pushed * (units @ _rows(block, mlp.down, width).float().t())
+    return pushed * (units @ rows_of(block, mlp.down, width).float().t())
 
 
-def _rows(block: nn.Module, place: layout.Place, width: int) -> Tensor:
+def slopes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """How each row's unit answers to its gate, at inputs x (tokens, width): (tokens, rows).
+
+    act'(g) u for gated units, with the architecture's own activation; act'(g) without gating.
+    """
+    mlp, width = layout.mlp_of(block), x.shape[1]
+
+    def linear(place: layout.Place) -> Tensor:
+        return nn.functional.linear(x, rows_of(block, place, width), bias_of(block, place))
+
+    slope = _slope(act, linear(mlp.gate))
+    return slope if mlp.up is None else slope * linear(mlp.up)
+
+
+def rows_of(block: nn.Module, place: layout.Place, width: int) -> Tensor:
+    """The rows (rows, width) of one kind of a block without experts, a view."""
     weight = block.get_parameter(place.path).data
     return layout.place_views(place, weight, width, place.path)[0]
 
@@ -98,6 +140,12 @@ def bias_of(block: nn.Module, place: layout.Place) -> Tensor | None:
     bias = block.get_parameter(path).data
     size = len(bias) // shares
     return bias[share * size : (share + 1) * size]
+
+
+def check_dense(blocks: Iterable[nn.Module]) -> None:
+    """UserError for mixtures of experts: which tokens a row sees is the router's to say."""
+    if any(mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)):
+        raise UserError("the effect rule knows dense MLPs only; use the cosine rule for experts")
 
 
 # What the modules of the table call their activation function.

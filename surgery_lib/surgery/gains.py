@@ -39,7 +39,7 @@ def gains(model: nn.Module, matrix: str = "gate") -> list[Tensor]:
             "the rule cosine_gain, or another rule"
         )
     width = layout.hidden_width(model)
-    return [_gain(_norm(block, NORMS[matrix]), width) for block in layout.blocks(model)]
+    return [gain_of(_norm(block, NORMS[matrix]), width) for block in layout.blocks(model)]
 
 
 def cosine_gain_scores(model: nn.Module, direction: Tensor, matrix: str = "gate") -> Tensor:
@@ -58,7 +58,8 @@ def _norm(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
     return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
 
-def _gain(norm: nn.Module | None, width: int) -> Tensor:
+def gain_of(norm: nn.Module | None, width: int) -> Tensor:
+    """What a norm multiplies the normalised state by: (width,), float32; ones for no norm."""
     if norm is None:
         return torch.ones(width)
     weight = next(iter(norm.parameters()), torch.ones(1))

@@ -6,7 +6,7 @@ row as the authors' recipe leaves it, norm and all.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -115,6 +115,41 @@ def fit(
     return probes
 
 
+class Probes(Mapping[int, Probe]):
+    """One probe a layer, by the layer's number; `probes[-1]` is the last layer's."""
+
+    def __init__(self, probes: Sequence[Probe]):
+        self._by_layer = {probe.layer: probe for probe in probes}
+
+    def __getitem__(self, layer: int) -> Probe:
+        """UserError for a layer that has no probe."""
+        number = layer if layer >= 0 else max(self._by_layer) + 1 + layer
+        if number not in self._by_layer:
+            raise UserError(
+                f"there is no probe of layer {layer}; there are {', '.join(map(str, self))}"
+            )
+        return self._by_layer[number]
+
+    def __contains__(self, layer: object) -> bool:
+        return layer in self._by_layer
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sorted(self._by_layer))
+
+    def __len__(self) -> int:
+        return len(self._by_layer)
+
+
+def fit_probes(
+    states: Tensor, labels: Sequence[int] | Tensor, *, estimator: str = "lda", **options: Any
+) -> Probes:
+    """`fit`, with its further options: one probe a layer, by layer number.
+
+    `states` is (texts, layers, width) as `pooled_states` gives it; label 1 has the behaviour.
+    """
+    return Probes(fit(states, labels, estimator=estimator, **options))
+
+
 def fit_all(
     states: Tensor,
     labels: Sequence[int] | Tensor,
@@ -182,7 +217,10 @@ def agreement(probes: Sequence[Probe], layer: int) -> dict[str, Any]:
 
 def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:
     """Labels as (count,) int64. UserError where they are not 0 and 1, both of them, one a text."""
-    given = torch.as_tensor(labels).flatten()
+    try:
+        given = torch.as_tensor(labels).flatten()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError("labels are 0 and 1, one a text; convert them first") from error
     if len(given) != count:
         raise UserError(f"there are {count} texts but {len(given)} labels; give one label a text")
     found = sorted(set(given.tolist()))  # before rounding: 0.7 is no label
@@ -221,11 +259,18 @@ def load(path: Path | str) -> dict[str, Probe]:
     tensors = files.read_tensors(path)
     probes = {}
     for name, about in sorted(files.read_metadata(path).items()):  # a header keeps no order
-        probes[name] = Probe(
-            direction=tensors[f"{name}.direction"],
-            classifier=tensors[f"{name}.classifier"],
-            **files.loads(about),
-        )
+        try:
+            probe = Probe(
+                direction=tensors[f"{name}.direction"],
+                classifier=tensors[f"{name}.classifier"],
+                **files.loads(about, f"{path}, {name}"),
+            )
+        except (KeyError, TypeError) as error:
+            raise UserError(f"{path} holds no whole probe {name}; train it again") from error
+        vectors = (probe.direction, probe.classifier, torch.tensor(float(probe.bias)))
+        if not all(torch.isfinite(vector).all() for vector in vectors):
+            raise UserError(f"{path}: probe {name} is not finite; train it again")
+        probes[name] = probe
     return probes
 
 
@@ -244,10 +289,12 @@ def import_authors(path: Path | str, *, layer: int, direction: Direction = "pape
         raise UserError(
             f"{path} is not a probe in the authors' form: tensors mlp.weight and mlp.bias"
         ) from error
-    if weight.dim() != 2 or len(weight) != 2:
+    if weight.dim() != 2 or len(weight) != 2 or bias.shape != (2,):
         raise UserError(f"{path}: mlp.weight has shape {tuple(weight.shape)}, expected (2, width)")
     difference = weight[1] - weight[0]
     norm = float(difference.norm())
+    if not np.isfinite(norm) or norm == 0:
+        raise UserError(f"{path}: its two rows are equal or not finite; fetch it again")
     return Probe(
         direction=weight[1] if direction == "paper" else difference / norm,
         classifier=difference / norm,

@@ -24,8 +24,14 @@ CHUNK_NUMBERS = 1 << 20
 
 @torch.no_grad()
 def cosine_scores(model: nn.Module, direction: Tensor, matrix: str = "gate") -> Tensor:
-    """Cosine of every row with the direction: (rows,), float32. UserError on another width."""
-    return row_cosines([rows.weight for rows in layout.weight_rows(model, matrix)], direction)
+    """Cosine of every row with the direction: (rows,), float32. UserError on another width.
+
+    `direction` is (width,), or (blocks, width): then each row is compared with that of its block.
+    """
+    found = layout.weight_rows(model, matrix)
+    if direction.dim() == 2:
+        return torch.cat([row_cosines([rows.weight], direction[rows.block]) for rows in found])
+    return row_cosines([rows.weight for rows in found], direction)
 
 
 def row_cosines(matrices: Sequence[Tensor], direction: Tensor) -> Tensor:

@@ -65,13 +65,21 @@ def transfer(bench: Bench, study: Study) -> list[dict[str, Any]]:
 
 
 def area(one: probe.Probe, states: Tensor, labels: Sequence[int]) -> dict[str, float]:
-    """ROC AUC with a 95 % interval (Hanley and McNeil 1982), n texts."""
+    """ROC AUC with a 95 % interval (Hanley and McNeil 1982), n texts.
+
+    At 0 or 1 that has no width; there the other end is where a pair of the scarcer class would
+    still be as it is with 2.5 % probability, as Clopper and Pearson have it for a share.
+    """
     value = probe.measure(one, states, labels)["auc"]
     positives = sum(labels)
     negatives = len(labels) - positives
     first, second = value / (2 - value), 2 * value**2 / (1 + value)
     variance = value * (1 - value)
     variance += (positives - 1) * (first - value**2) + (negatives - 1) * (second - value**2)
+    if value in (0.0, 1.0):
+        slack = 1 - 0.025 ** (1 / min(positives, negatives))
+        low, high = (1 - slack, 1.0) if value else (0.0, slack)
+        return {"value": value, "low": low, "high": high, "n": len(labels)}
     half = 1.96 * math.sqrt(max(0.0, variance) / (positives * negatives))
     return {
         "value": value,

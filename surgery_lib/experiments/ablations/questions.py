@@ -50,21 +50,24 @@ def controls(bench: Bench) -> Iterator[Variant]:
 
     aligned = bench.rows(rule="aligned")
     yield one("as chosen", rows, v)
-    # The multiples at which the first draws do as much damage as the chosen edit.
-    by_rows = bench.matched("random rows", lambda times: bench.edit(random_rows(0), v, times))
     noise = [(bench.directions[f"random {n}"], bench.rows(f"random {n}")) for n in _draws(bench)]
-    by_noise = bench.matched(
-        "random direction", lambda times: bench.edit(noise[0][1], noise[0][0], times)
-    )
     for draw, (direction, own) in enumerate(noise):
+        chance = random_rows(draw)
+        # Each draw at the multiple at which it does as much damage as the chosen edit.
+        by_rows = _matched(bench, f"random rows {draw}", chance, v)
+        by_noise = _matched(bench, f"random direction {draw}", own, direction)
         yield one("random direction, same rows", rows, direction, draw=draw)
         yield one("random direction, its own rows", own, direction, draw=draw)
         yield one("random direction, same damage", own, direction, by_noise, draw)
-        yield one("random rows, same step", random_rows(draw), v, draw=draw)
-        yield one("random rows, same damage", random_rows(draw), v, by_rows, draw)
+        yield one("random rows, same step", chance, v, draw=draw)
+        yield one("random rows, same damage", chance, v, by_rows, draw)
     yield one("aligned rows, subtracted", aligned, -v)
     yield one("aligned rows, added", aligned, v)
     yield one("inverted direction", rows, -v)
+
+
+def _matched(bench: Bench, name: str, rows: Tensor, along: Tensor) -> float:
+    return bench.matched(name, lambda times: bench.edit(rows, along, times))
 
 
 def layers(bench: Bench) -> Iterator[Variant]:

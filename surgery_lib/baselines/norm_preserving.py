@@ -1,0 +1,94 @@
+"""Ablation that keeps norms: W' = (I - v v^T) W D, D giving every column its length back.
+
+v is the mean difference at one depth, less its part along the mean of texts without the behaviour
+("projected"); W are the maps that end attention and MLP. Then v^T W' = 0 and every value vector of
+W' is as long as that of W.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib.baselines import tools
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.models import layout
+
+
+@dataclass(frozen=True, eq=False)
+class FittedNormPreserving:
+    """`directions` (layers, width), projected and of norm 1."""
+
+    directions: Tensor
+    labels: int
+    tokens: int
+    parameters: int
+
+    @contextmanager
+    def applied(self, model: Any, strength: float, *, depth: float = 0.5) -> Iterator[Any]:
+        """Take a share `strength` of the direction found at `depth` out of all blocks' writes."""
+        v = self.directions[tools.block_at(model, depth)]
+        found = _columns(model) if strength else []
+        with tools.restored(found):
+            for columns in found:
+                columns.copy_(ablated(columns, v, strength))
+            yield model
+
+    def cost(self, **_: Any) -> Cost:
+        """Both maps of every block."""
+        return Cost(self.labels, self.tokens, parameters=self.parameters)
+
+
+@dataclass(frozen=True)
+class NormPreserving:
+    """Norm-preserving ablation; strength 1 is the published form."""
+
+    name: str = "norm_preserving"
+    kind: Kind = "weights"
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Depth as directional ablation has it."""
+        return {
+            "strength": Knob(1.0, low=0.02, high=1.0),
+            "depth": Knob(0.5, low=0.1, high=0.8),
+        }
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
+    ) -> FittedNormPreserving:
+        """Directions of all layers from one pass."""
+        states = tools.text_states(model, tokenizer, data)
+        benign = states[torch.as_tensor(data.labels) == 0].double().mean(0)
+        return FittedNormPreserving(
+            directions=projected(tools.mean_difference(states, data.labels), benign.float()),
+            labels=len(data.texts),
+            tokens=count_tokens(tokenizer, data.texts),
+            parameters=sum(columns.numel() for columns in _columns(model)),
+        )
+
+
+def projected(raw: Tensor, benign: Tensor) -> Tensor:
+    """Directions (layers, width) less their part along the benign means, with norm 1."""
+    exact, unit = raw.double(), benign.double()
+    unit = unit / unit.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    for _ in range(2):  # once more for what rounding left
+        exact = exact - (exact * unit).sum(1, keepdim=True) * unit
+    return (exact / exact.norm(dim=1, keepdim=True).clamp_min(1e-30)).float()
+
+
+def ablated(columns: Tensor, v: Tensor, strength: float) -> Tensor:
+    """Columns of W, as rows (inputs, width), less a share of v, each as long as before."""
+    exact, unit = columns.double(), v.double().to(columns.device)
+    left = exact - strength * (exact @ unit)[:, None] * unit
+    scale = exact.norm(dim=1, keepdim=True) / left.norm(dim=1, keepdim=True).clamp_min(1e-30)
+    return (left * scale).to(columns.dtype)
+
+
+def _columns(model: Any) -> list[Tensor]:
+    """Views (inputs, width) of what ends attention and MLP of every block."""
+    found = [tools.writes(tools.attention_output(block)).t() for block in layout.blocks(model)]
+    return found + [rows.weight for rows in layout.weight_rows(model, "down")]

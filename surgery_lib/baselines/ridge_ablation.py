@@ -1,0 +1,114 @@
+"""Conditional ridge ablation: what attention and MLP write along the behaviour's direction is taken
+out on the behaviour's inputs, and left on those to spare.
+
+For the linear maps that end a block's attention and MLP, W <- W - strength v a^T, v being the unit
+mean difference at the block's output and
+
+    a = (S_b + beta S_c + lambda I)^-1 S_b W^T v,
+
+which minimises E_b[(v^T W x - a^T x)^2] + beta E_c[(a^T x)^2] + lambda |a|^2. Without beta and
+lambda it is directional ablation. S_b and S_c are second moments of the map's input over tokens of
+the behaviour and tokens to spare; lambda is in units of the mean diagonal of S_b.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from surgery_lib.baselines import tools
+from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens
+from surgery_lib.models import layout
+from surgery_lib.surgery import covariance
+
+
+@dataclass(frozen=True, eq=False)
+class FittedRidgeAblation:
+    """`directions` (blocks, width), of norm 1; `behaviour` and `spared`: a map's S_b and S_c."""
+
+    directions: Tensor
+    behaviour: Mapping[str, Tensor]
+    spared: Mapping[str, Tensor]
+    labels: int
+    tokens: int
+
+    @contextmanager
+    def applied(
+        self, model: Any, strength: float, *, beta: float = 3.0, ridge: float = 0.01
+    ) -> Iterator[Any]:
+        """Every block's two maps, each less a matrix of rank one."""
+        if strength == 0:
+            yield model
+            return
+        maps = _maps(model)
+        weights = {name: tools.writes(module) for name, module in maps.items()}
+        with tools.restored(list(weights.values())):
+            for name, weight in weights.items():
+                v = self.directions[int(name.split()[0])].to(weight.device)
+                a = read_out(weight, v, self.behaviour[name], self.spared[name], beta, ridge)
+                weight.copy_(weight.float() - strength * torch.outer(v, a))
+            yield model
+
+    def cost(self, **_: Any) -> Cost:
+        """Every number of both maps of every block."""
+        width = self.directions.shape[1]
+        changed = sum(len(moment) * width for moment in self.spared.values())
+        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=changed)
+
+
+@dataclass(frozen=True)
+class RidgeAblation:
+    """Conditional ridge ablation."""
+
+    name: str = "ridge_ablation"
+    kind: Kind = "weights"
+
+    @property
+    def knobs(self) -> Mapping[str, Knob]:
+        """Strength 1 is the minimiser; beyond 1 the write is turned round."""
+        return {
+            "strength": Knob(1.0, low=0.05, high=8.0, log=True),
+            "beta": Knob(3.0, low=0.1, high=30.0, log=True),
+            "ridge": Knob(0.01, low=0.001, high=0.1, log=True),
+        }
+
+    def fit(
+        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
+    ) -> FittedRidgeAblation:
+        """Directions from one pass, moments from one more. UserError for mixtures of experts."""
+        maps = _maps(model)
+        raw = tools.mean_difference(tools.text_states(model, tokenizer, data), data.labels)[1:]
+        behaviour, spared = data.of(1), [*data.of(0), *data.benign]
+        with_it = covariance.input_moments(model, tokenizer, behaviour, maps)
+        without = covariance.input_moments(model, tokenizer, spared, maps)
+        return FittedRidgeAblation(
+            directions=raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-30),
+            behaviour={name: one.second for name, one in with_it.items()},
+            spared={name: one.second for name, one in without.items()},
+            labels=len(data.texts) + len(data.benign),
+            tokens=count_tokens(tokenizer, [*data.texts, *behaviour, *spared]),
+        )
+
+
+def read_out(
+    weight: Tensor, v: Tensor, behaviour: Tensor, spared: Tensor, beta: float, ridge: float
+) -> Tensor:
+    """The vector a (inputs,) for a map (outputs, inputs) and a unit direction v (outputs,)."""
+    exact = behaviour.double()
+    identity = torch.eye(len(exact), dtype=torch.float64)
+    system = exact + beta * spared.double() + ridge * exact.diagonal().mean() * identity
+    aim = exact @ (weight.double().t() @ v.double()).cpu()
+    found = torch.cholesky_solve(aim[:, None], torch.linalg.cholesky(system))[:, 0]
+    return found.float().to(weight.device)
+
+
+def _maps(model: nn.Module) -> dict[str, nn.Module]:
+    """What ends attention and MLP of every block, by "block kind"."""
+    found: dict[str, nn.Module] = {}
+    for number, block in enumerate(layout.blocks(model)):
+        found[f"{number} attention"] = tools.attention_output(block)
+        found[f"{number} mlp"] = tools.mlp_output(block)
+    return found

@@ -1,0 +1,93 @@
+"""Programs by a model's summaries, against controls, before and after edits."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from surgery_lib.diagnostics import code, programs
+from surgery_lib.diagnostics.code import Encoder, Program
+from surgery_lib.experiments.edits import Edit
+from surgery_lib.files import home
+
+SUMMARY = "its summary"
+
+
+def load(world: bool, each: int, seed: int = 0) -> dict[str, list[Program]]:
+    """Programs by split: small ones for the patient's world, POJ-104 otherwise."""
+    make = programs.made if world else programs.poj
+    given = {"seed": seed} if world else {}
+    return {split: make(split, each, **given) for split in ("train", "test")}
+
+
+class Coder:
+    """Embeds all programs in every way, once."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, held: dict[str, list[Program]], encoder: Encoder
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.held = held
+        self.encoder = encoder
+        self.everything = [p.code for split in ("train", "test") for p in held[split]]
+        self.cache: Path = home() / ".cache" / "summaries"
+        self.said = self.summaries(model)
+        self.vectors = {
+            SUMMARY: code.embed(encoder, self.said),
+            "encoder on the code": code.embed(encoder, self.everything),
+            "TF-IDF of its tokens": code.tfidf(self.everything),
+            "the model's mean state": code.hidden_mean(model, tokenizer, self.everything),
+        }
+
+    @property
+    def labels(self) -> tuple[list[int], list[int]]:
+        """Problems of the training and of the test programs."""
+        train, test = ([p.label for p in self.held[split]] for split in ("train", "test"))
+        return train, test
+
+    def summaries(self, model: Any) -> list[str]:
+        """What a model says of every program."""
+        return code.summaries(model, self.tokenizer, self.everything, self.cache)
+
+    def split(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows of the training and of the test programs."""
+        count = len(self.held["train"])
+        return vectors[:count], vectors[count:]
+
+    def base(self) -> dict[str, Any]:
+        """Every embedding of the unedited model's programs, with the loss against the control."""
+        control = self.split(self.vectors["encoder on the code"])[1]
+        found = {}
+        for name, vectors in self.vectors.items():
+            train, test = self.split(vectors)
+            against = code.lost(control, test, self.labels[1])
+            found[name] = {**code.reading(train, test, self.labels), "against": against}
+        return found
+
+    def edited(self, found: Iterable[Edit]) -> dict[str, Any]:
+        """Each edit: how far the embeddings moved, and the AUC lost, over the test programs."""
+        before = self.split(self.vectors[SUMMARY])[1]
+        readings = {}
+        for edit in found:
+            if edit.name == "base":
+                continue
+            with edit.applied() as changed:
+                said = self.summaries(changed)
+            after = self.split(code.embed(self.encoder, said))[1]
+            moved = code.drift(before, after)
+            readings[edit.name] = {
+                **edit.about,
+                "drift": float(moved.mean()),
+                "same": float(np.mean([a == b for a, b in zip(said, self.said, strict=True)])),
+                "auc": code.clones(after, self.labels[1])["auc"],
+                "lost": code.lost(before, after, self.labels[1]),
+            }
+        return readings
+
+    def examples(self, count: int = 3) -> list[tuple[str, str]]:
+        """The first lines of some test programs with their summaries."""
+        start = len(self.held["train"])
+        places: Sequence[int] = range(start, len(self.everything))
+        step = max(1, len(places) // count)
+        return [(self.everything[i][:80], self.said[i]) for i in places[::step]][:count]

@@ -1,0 +1,76 @@
+"""Figures and tables of code by its summaries, drawn from notebook 11's result."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
+
+from surgery_lib.report.style import CYCLE, WIDTH, interval, markdown_table
+
+STATE = "the model's mean state"
+MEASURES = {"auc": "AUC", "ap": "average precision", "f1": "F1", "ari": "ARI", "nmi": "NMI"}
+
+
+def bars(readings: Mapping[str, Any]) -> Figure:
+    """Every measure of every embedding side by side."""
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    each = 0.8 / len(readings)
+    for number, (name, held) in enumerate(readings.items()):
+        places = [place - 0.4 + each * (number + 0.5) for place in range(len(MEASURES))]
+        axis.bar(places, [held[m] for m in MEASURES], each, label=name, color=CYCLE[number])
+    axis.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
+    axis.set_ylim(min(0.0, *(held["ari"] for held in readings.values())), 1)
+    axis.set_title("Programs of problems never trained on")
+    axis.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.08))
+    return figure
+
+
+def table(readings: Mapping[str, Any]) -> str:
+    """All measures, and the difference of mean AUC to the encoder on the code itself."""
+    head = ["embedding", *MEASURES.values(), "AUC against the code itself"]
+    lines = [
+        [name, *(f"{held[m]:.3f}" for m in MEASURES), interval(held["against"], 1.0, 3)]
+        for name, held in readings.items()
+    ]
+    return markdown_table(head, lines)
+
+
+def edits_table(readings: Mapping[str, Any]) -> str:
+    """What each edit did to summaries and to the AUC of clones."""
+    head = ["edit", "KL in context", "same summary", "drift 1 - cos", "AUC", "change of AUC"]
+    lines = [
+        [
+            name,
+            f"{held['context_kl']:.4f}",
+            f"{100 * held['same']:.0f} %",
+            f"{held['drift']:.3f}",
+            f"{held['auc']:.3f}",
+            interval(held["lost"], 1.0, 3),
+        ]
+        for name, held in readings.items()
+    ]
+    return markdown_table(head, lines)
+
+
+def words(result: Mapping[str, Any]) -> str:
+    """What the numbers say."""
+    base = result["base"]
+    summary, against = base["its summary"], base["its summary"]["against"]
+    helps = against["low"] > 0
+    hurts = against["high"] < 0
+    verdict = "help" if helps else "do worse than none" if hurts else "make no clear difference"
+    lines = [
+        f"- Clones by the model's words: AUC {summary['auc']:.3f}; by the encoder on the code "
+        f"itself {base['encoder on the code']['auc']:.3f}. The words {verdict} "
+        f"({interval(against, 1.0, 3)} of mean AUC).",
+        f"- TF-IDF of tokens comes to {base['TF-IDF of its tokens']['auc']:.3f}, the model's mean "
+        f"state to {base[STATE]['auc']:.3f}.",
+    ]
+    for name, held in result["edits"].items():
+        clear = held["lost"]["high"] < 0 or held["lost"]["low"] > 0
+        lines.append(
+            f"- {name}: {100 * held['same']:.0f} % of the summaries stay as they were, AUC changes "
+            f"by {interval(held['lost'], 1.0, 3)}{'' if clear else ', no clear change'}."
+        )
+    return "\n".join(lines)

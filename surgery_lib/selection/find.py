@@ -1,0 +1,318 @@
+"""Labelled texts in, a chosen and measured surgery out: the whole operation in one call.
+
+    found = find_surgery(model, tokenizer, positive, negative, prompts=prompts)
+    print(found.table())
+    found.surgery.save("my-surgery")
+
+Layer, rows and strength are chosen on one half of the prompts, under a budget of damage; what the
+result reports is measured on the other half, which nothing was chosen on.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tqdm.auto import tqdm
+from transformers import PreTrainedModel
+
+from surgery_lib import files
+from surgery_lib.behaviour import BehaviourData
+from surgery_lib.errors import UserError
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.statistics import Paired
+from surgery_lib.models import activations, layout
+from surgery_lib.profile import Behaviour, Budget, Profile
+from surgery_lib.scorers.base import Scorer
+from surgery_lib.selection import sweep
+from surgery_lib.selection.choice import Choice, choose
+from surgery_lib.selection.operations import spaced
+from surgery_lib.selection.texts import behaviour_data
+from surgery_lib.surgery import Surgery, probe
+
+LAYERS = 8  # evenly spaced, the last one with them
+SEARCH_PROMPTS = 40  # of those to choose on
+BUDGET = Budget(perplexity_rise=0.10, context_kl=0.05)
+# What the studies of this repository chose on most models; cosine alone where experts are.
+SEARCH: dict[str, Any] = {
+    "name": "find",
+    "model": {"id": "given"},
+    "probe": {"estimators": ["logistic", "lda"]},
+    "region": {"rules": ["effect"], "fractions": [0.01, 0.02, 0.05]},
+    "surgery": {"strengths": [0.5, 1.0, 1.5, 2.0, 3.0]},
+    "behaviours": {
+        "own": {
+            "examples": {},
+            "prompts": {},
+            "clean": {},
+            "guide": {"kind": "texts"},
+            "report": [],
+        }
+    },
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Found:
+    """What a search found. `surgery` is None where nothing stays within the budget.
+
+    `before` and `after` are shares of test prompts that show the behaviour, with 95 % intervals;
+    `difference` is paired; `damage` is what the edit does elsewhere, on test texts; `front` are the
+    measured points that no other beats; `examples` are test prompts with both continuations.
+    """
+
+    surgery: Surgery | None
+    before: Mapping[str, Any]
+    after: Mapping[str, Any] | None
+    difference: Paired | None
+    damage: Mapping[str, Any] | None
+    front: Sequence[Mapping[str, Any]]
+    choice: Choice
+    data: BehaviourData
+    examples: Sequence[Mapping[str, str]]
+    scorer: str
+    advice: str = ""
+    seconds: float = 0.0
+
+    def table(self) -> str:
+        """Before and after as Markdown; the front and what to change where there is no surgery."""
+        lines = ["| | before | after |", "|---|---:|---:|"]
+        if self.after is None or self.damage is None:
+            lines = ["| probe | rows, % | strength | behaviour, % | budget spent, % |"]
+            lines.append("|---|---:|---:|---:|---:|")
+            lines += [
+                f"| {p['probe']} | {100 * p['fraction']:g} | {p['strength']:g} "
+                f"| {100 * p['rate']['value']:.1f} | {100 * p['spent']:.0f} |"
+                for p in self.front
+            ]
+            return "\n".join([*lines, "", self.advice])
+        lines.append(
+            f"| behaviour, % of {self.before['n']} prompts | {_percent(self.before)} "
+            f"| {_percent(self.after)} |"
+        )
+        if perplexity := self.damage.get("perplexity"):
+            base = perplexity["value"] / (1 + self.damage["perplexity_rise"])
+            lines.append(
+                f"| perplexity of harmless text | {base:.2f} | {perplexity['value']:.2f} |"
+            )
+        for key, name in (("context_kl", "in context"), ("first_token_kl", "first token")):
+            if held := self.damage.get(key):
+                lines.append(
+                    f"| divergence {name}, nats | 0 | {held['value']:.4f} "
+                    f"[{held['low']:.4f}, {held['high']:.4f}] |"
+                )
+        return "\n".join(lines)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON: everything but the patch and the texts."""
+        return {
+            "scorer": self.scorer,
+            "before": self.before,
+            "after": self.after,
+            "difference": self.difference.as_dict() if self.difference else None,
+            "damage": self.damage,
+            "budget": self.choice.budget.model_dump(mode="json"),
+            "front": list(self.front),
+            "data": self.data.fingerprint,
+            "advice": self.advice,
+            "seconds": self.seconds,
+        }
+
+
+def find_surgery(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    *,
+    prompts: Sequence[str] | None = None,
+    scorer: Scorer | None = None,
+    budget: Budget | Mapping[str, Any] | None = None,
+    clean: Sequence[str] | None = None,
+    profile: Profile | None = None,
+    max_new_tokens: int = 20,
+    seed: int = 0,
+    name: str = "own",
+    say: Callable[[str], None] = tqdm.write,
+) -> Found:
+    """Find, choose and measure the surgery that takes a behaviour off a model.
+
+    Args:
+        positive: Texts that show the behaviour, 20 or more.
+        negative: Texts of the same kind that do not, 20 or more.
+        prompts: Texts to go on from that provoke the behaviour, 10 or more, as the model reads
+            them (`models.generation.chat_prompt` for a chat model); by default the first halves of
+            the positive texts that the probe is not fitted on.
+        scorer: Text → [0, 1]; by default one learned from the words of these texts.
+        budget: The damage allowed; a `Budget` or its fields.
+        clean: Harmless prose to measure damage on; by default negative texts that were held out.
+        profile: Its sections probe, region, surgery and evaluation say what is searched.
+        say: Gets the estimate of time, before the search starts.
+
+    Raises:
+        UserError: Too few texts or prompts, or one text under both labels.
+    """
+    started = time.perf_counter()
+    settings = _settings(model, profile, budget)
+    data = behaviour_data(name, positive, negative, prompts, clean, seed)
+    spec = Behaviour.model_validate(
+        {**SEARCH["behaviours"]["own"], "max_new_tokens": max_new_tokens}
+    )
+    if scorer is None:
+        # Imported late: a scorer of one's own needs none of it.
+        from surgery_lib.scorers.words import WordModel
+
+        texts = [*positive, *negative]
+        labels = [1] * len(positive) + [0] * len(negative)
+        scorer = WordModel("texts", texts, labels, rare=1, C=30.0)
+    say("reading the texts, and what the model does unedited")
+    table = sweep.prepare(
+        model, tokenizer, _probes(model, tokenizer, data, settings, seed), data, settings
+    )
+    options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
+
+    def meter(split: str, count: int) -> Meter:
+        return Meter(
+            model,
+            tokenizer,
+            data,
+            spec,
+            settings.evaluation,
+            [scorer],
+            split=split,
+            prompts=count,
+            **options,
+        )
+
+    chooser = meter("validation", SEARCH_PROMPTS)
+    say(_estimate(model, chooser, table, settings))
+    key = files.fingerprint(seed, data.fingerprint)
+    choice = choose(
+        model,
+        table,
+        chooser,
+        settings,
+        ledger=sweep.Ledger(None, key),
+        survivors=2,
+        labels=("every layer", "size and strength"),
+    )
+    reporter = meter("test", 0)
+    before = reporter.base.rate(scorer.name)
+    found = Found(
+        surgery=None,
+        before=before,
+        after=None,
+        difference=None,
+        damage=None,
+        front=choice.front,
+        choice=choice,
+        data=data,
+        examples=(),
+        scorer=scorer.name,
+    )
+    try:
+        best = choice.best
+    except UserError:
+        return replace(found, advice=_advice(choice), seconds=time.perf_counter() - started)
+    surgery = choice.surgery(model, table)
+    with surgery.applied(model):
+        after = reporter.read(model)
+    return replace(
+        found,
+        surgery=replace(surgery, about={**surgery.about, "behaviour": name, "validation": best}),
+        after=after.rate(scorer.name),
+        difference=reporter.against_base(after, scorer.name),
+        damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
+        examples=_examples(reporter, after.rows, scorer.name),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def _settings(
+    model: PreTrainedModel, profile: Profile | None, budget: Budget | Mapping[str, Any] | None
+) -> Profile:
+    """What is searched, and the budget: the given one, the profile's, or the default."""
+    if profile is None:
+        settings = Profile.model_validate({**SEARCH, "budget": BUDGET.model_dump()})
+        blocks = layout.blocks(model)
+        mixture = any(
+            mlp.gate.stacked or "{expert}" in mlp.gate.path for mlp in map(layout.mlp_of, blocks)
+        )
+        if mixture:
+            region = settings.region.model_copy(update={"rules": ("cosine",)})
+            settings = settings.model_copy(update={"region": region})
+    else:
+        settings = profile
+    if budget is None:
+        return settings
+    given = budget if isinstance(budget, Budget) else Budget.model_validate(dict(budget))
+    return settings.model_copy(update={"budget": given})
+
+
+def _probes(
+    model: PreTrainedModel, tokenizer: Any, data: BehaviourData, settings: Profile, seed: int
+) -> dict[str, probe.Probe]:
+    part = settings.probe
+    layers = spaced(activations.layer_numbers(model, part.layers), LAYERS)
+    examples = data.examples["train"]
+    states = activations.pooled_states(
+        model,
+        tokenizer,
+        [example.text for example in examples],
+        layers=layers,
+        pooling=part.pooling,
+        max_tokens=part.max_tokens,
+    )
+    found = probe.fit_all(
+        states,
+        [example.label for example in examples],
+        part.estimators,
+        direction=part.direction,
+        seed=seed,
+        layers=layers,
+        behaviour=data.name,
+        pooling=part.pooling,
+    )
+    return {one.name: one for one in found}
+
+
+def _estimate(model: PreTrainedModel, meter: Meter, table: sweep.Table, settings: Profile) -> str:
+    """How long the search will take, from one reading of the unedited model."""
+    started = time.perf_counter()
+    meter.read(model, intervals=False)
+    seconds = time.perf_counter() - started
+    screened = len(table.scores)
+    swept = 2 * len(settings.region.fractions) * len(settings.surgery.strengths)
+    return (
+        f"{screened} + {swept} edits to try at {seconds:.1f} s each: about "
+        f"{max(1, round(seconds * (screened + swept) / 60))} min"
+    )
+
+
+def _advice(choice: Choice) -> str:
+    """What to change where nothing stays within the budget."""
+    nearest = min([*choice.screened, *choice.swept], key=lambda p: sweep.spent(p, choice.budget))
+    times = sweep.spent(nearest, choice.budget)
+    weakest = min(point["strength"] for point in choice.swept)
+    return (
+        f"nothing stays within the budget: the gentlest edit ({nearest['probe']}, strength "
+        f"{nearest['strength']:g}, {100 * nearest['fraction']:g} % of the rows) spends "
+        f"{times:.1f} times of it; raise the budget, or search strengths below {weakest:g} and "
+        "fewer rows"
+    )
+
+
+def _examples(
+    meter: Meter, rows: Sequence[Mapping[str, Any]], scorer: str, count: int = 6
+) -> list[dict[str, str]]:
+    pairs = list(zip(meter.prompts, meter.base.rows, rows, strict=True))
+    pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
+    return [
+        {"prompt": prompt.text, "before": base["text"], "after": edited["text"]}
+        for prompt, base, edited in pairs[:count]
+    ]
+
+
+def _percent(share: Mapping[str, Any]) -> str:
+    value, low, high = (100 * share[part] for part in ("value", "low", "high"))
+    return f"{value:.1f} [{low:.1f}, {high:.1f}]"

@@ -1,0 +1,110 @@
+"""Closed-form methods in their published form: what each formula promises, on tiny models."""
+
+import pytest
+import torch
+from architectures import Letters, build
+from sklearn.metrics import roc_auc_score
+
+from surgery_lib.baselines import Labelled, tools
+from surgery_lib.baselines.aura import Aura, auroc
+from surgery_lib.baselines.covariance import Covariance
+from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
+from surgery_lib.baselines.profs import Profs, subspace
+from surgery_lib.baselines.ridge_ablation import read_out
+from surgery_lib.errors import UserError
+from surgery_lib.models import layout
+
+BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
+GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
+DATA = Labelled(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
+
+
+def noise(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_ridge_ablation_without_beta_and_ridge_is_ablation() -> None:
+    x, weight, v = noise(200, 6), noise(4, 6, seed=1), noise(4, seed=2)
+    v = v / v.norm()
+    moment = x.t() @ x / len(x)
+    a = read_out(weight, v, moment, moment, 0.0, 1e-9)
+    torch.testing.assert_close(a, weight.t() @ v, atol=1e-4, rtol=1e-4)
+
+
+def test_ridge_ablation_minimises_what_it_says() -> None:
+    bad, good = noise(300, 6), noise(300, 6, seed=3) * torch.arange(1, 7)
+    weight, v = noise(4, 6, seed=1), noise(4, seed=2)
+    v = v / v.norm()
+    s_b, s_c = bad.t() @ bad / 300, good.t() @ good / 300
+    beta, ridge = 2.0, 0.1
+    size = ridge * s_b.diagonal().mean()
+
+    def objective(a: torch.Tensor) -> float:
+        left = bad @ (weight.t() @ v - a)
+        return float(
+            left.square().mean() + beta * (good @ a).square().mean() + size * a.square().sum()
+        )
+
+    a = read_out(weight, v, s_b, s_c, beta, ridge)
+    for seed in range(20):
+        assert objective(a) < objective(a + 0.02 * noise(6, seed=seed))
+
+
+def test_profs_finds_the_planted_direction_and_writes_nothing_along_it() -> None:
+    common, planted = torch.eye(8)[0], torch.eye(8)[3]
+    plus = 10 * common + 0.01 * noise(20, 8)
+    minus = 10 * common + 0.01 * noise(20, 8, seed=1) + 2 * planted
+    assert float((subspace(plus, minus, 1)[0] @ planted).abs()) > 0.999
+    model = build("mixtral")
+    fitted = Profs().fit(model, Letters(), DATA)
+    with fitted.applied(model, 1.0, rank=3, start=0.5):
+        for rows in layout.weight_rows(model, "down"):
+            along = (rows.weight @ fitted.subspaces[rows.block, :3].t()).abs().max()
+            assert (float(along) < 1e-5) == (rows.block >= 2)
+
+
+def test_aura_scales_by_the_area_under_the_curve() -> None:
+    values, labels = noise(16, 5).round(decimals=1), torch.tensor(DATA.labels)
+    expected = [roc_auc_score(labels.numpy(), values[:, j].numpy()) for j in range(5)]
+    torch.testing.assert_close(auroc(values, labels), torch.tensor(expected).float())
+    model = build("llama")
+    fitted = Aura().fit(model, Letters(), DATA)
+    before = [rows.weight.clone() for rows in layout.weight_rows(model, "down")]
+    with fitted.applied(model, 1.0):
+        for old, rows, lost in zip(
+            before, layout.weight_rows(model, "down"), fitted.dampening, strict=True
+        ):
+            torch.testing.assert_close(rows.weight, old * (1 - lost)[:, None])
+    assert 0 < float((fitted.dampening > 0).float().mean()) < 1
+
+
+def test_norm_preserving_writes_nothing_along_v_and_keeps_every_norm() -> None:
+    columns, v = noise(20, 8), noise(8, seed=1)
+    v = v / v.norm()
+    found = ablated(columns, v, 1.0)
+    assert float((found @ v).abs().max()) < 1e-6
+    torch.testing.assert_close(found.norm(dim=1), columns.norm(dim=1))
+    raw, benign = noise(3, 8, seed=2), noise(3, 8, seed=3)
+    assert float((projected(raw, benign) * benign).sum(1).abs().max()) < 1e-5
+    model = build("gpt2")
+    fitted = NormPreserving().fit(model, Letters(), DATA)
+    with fitted.applied(model, 1.0, depth=0.5):
+        v = fitted.directions[tools.block_at(model, 0.5)]
+        for block in layout.blocks(model):
+            assert float((v @ tools.writes(tools.attention_output(block))).abs().max()) < 1e-5
+
+
+def test_own_completions_are_told_apart_by_the_guide() -> None:
+    model = build("llama")
+    asked: list[str] = []
+
+    class Writer(Letters):
+        pad_token_id, eos_token_id = 0, 2
+
+    def guide(texts: list[str]) -> list[float]:
+        asked.extend(texts)
+        return [float(len(text)) for text in texts]
+
+    with pytest.raises(UserError, match="training prompts"):
+        Covariance().fit(model, Writer(), Labelled(BAD + GOOD, DATA.labels), guide=guide)
+    assert not asked

@@ -1,0 +1,197 @@
+"""Choosing on validation: the ledger, the rules of choice, the controls, the meter."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from surgery_lib.behaviour import BehaviourData, Example, Prompt
+from surgery_lib.errors import UserError
+from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.models import layout
+from surgery_lib.profile import Behaviour, Budget, Controls, Evaluation
+from surgery_lib.report import tables
+from surgery_lib.selection import sweep
+from surgery_lib.surgery import Surgery, controls, probe, region
+
+SPEC = Behaviour.model_validate(
+    {
+        "examples": {"kind": "file", "id": "unused"},
+        "prompts": {"kind": "file", "id": "unused"},
+        "clean": {"kind": "file", "id": "unused"},
+        "guide": {"kind": "refusal"},
+        "report": [{"kind": "refusal"}],
+        "max_new_tokens": 4,
+    }
+)
+
+
+class Vowels:
+    """Scores 1 where the text has a letter of the first half of the alphabet."""
+
+    name = "vowels"
+
+    def __call__(self, texts: Any, prompts: Any = None) -> np.ndarray:
+        return np.array([float(any("a" <= c <= "m" for c in text.lower())) for text in texts])
+
+
+def data() -> BehaviourData:
+    """A few prompts and some prose."""
+    prompts = [Prompt(f"p{i}", f"prompt number {i}", "challenging") for i in range(12)]
+    return BehaviourData(
+        name="toy",
+        examples={"train": [Example(f"text {i}", i % 2) for i in range(20)]},
+        prompts={"validation": prompts},
+        benign={"validation": prompts[:3]},
+        clean={"validation": ["some clean words here"] * 6},
+        contexts={"validation": [("bad words", " and good ones")]},
+    )
+
+
+def made(model: Any) -> tuple[sweep.Table, probe.Probe]:
+    """A table with one random probe."""
+    direction = torch.randn(layout.hidden_width(model), generator=torch.Generator().manual_seed(1))
+    one = probe.Probe(direction / direction.norm(), direction, 0.0, 2, "lda")
+    scores = {("cosine", one.name): region.cosine_scores(model, one.direction)}
+    norm = region.mean_row_norm(model)
+    return sweep.Table({one.name: one}, scores, "row_norm", "gate", norm), one
+
+
+def meter(model: Any, tokenizer: Any) -> Meter:
+    """A meter on the toy data."""
+    return Meter(
+        model, tokenizer, data(), SPEC, Evaluation(window=16), [Vowels()], split="validation"
+    )
+
+
+def test_a_killed_sweep_goes_on_where_it_stopped(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    table, one = made(model)
+    gauge = meter(model, tokenizer)
+    points = sweep.grid([(one.name, "cosine")], [0.1], [0.5, 1.0])
+    path = tmp_path / "points.jsonl"
+    first = sweep.measure(model, table, gauge, points, sweep.Ledger(path, "a"), label="sweep")
+    with path.open("a") as handle:
+        handle.write('{"key": "a", "name": "cut sh')  # what a crash leaves
+    before = path.read_bytes()
+    again = sweep.measure(model, table, gauge, points, sweep.Ledger(path, "a"), label="sweep")
+    assert first == again and path.read_bytes() == before
+    assert sweep.Ledger(path, "another study").known == {}
+
+
+def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "points.jsonl"
+    path.write_text('{"key": "a", "name": "cut sh')
+    ledger = sweep.Ledger(path, "a")
+    ledger.put("whole", {"x": 1})
+    assert sweep.Ledger(path, "a").get("whole") == {"x": 1}
+
+
+def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    table, one = made(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    points = [sweep.Point(one.name, "cosine", 0.2, 3.0)]
+    found = sweep.measure(
+        model, table, meter(model, tokenizer), points, sweep.Ledger(tmp_path / "l", "k"), label="x"
+    )
+    assert found[0]["perplexity_rise"] != 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def point(rate: float, rise: float) -> dict[str, Any]:
+    return {"probe": "p", "rule": "cosine", "rate": {"value": rate}, "perplexity_rise": rise}
+
+
+def test_the_choice_is_the_least_behaviour_within_the_budget() -> None:
+    budget = Budget(perplexity_rise=0.10, margin=0.8)
+    points = [point(0.0, 0.09), point(0.2, 0.07), point(0.2, 0.01), point(0.5, 0.0)]
+    assert sweep.choose(points, budget) == points[2]
+    with pytest.raises(UserError, match="weaker"):
+        sweep.choose([point(0.0, 0.5)], budget)
+
+
+def test_damage_inside_contexts_counts_where_it_is_limited() -> None:
+    points = [point(0.0, 0.01) | {"context_kl": 0.03}, point(0.3, 0.02) | {"context_kl": 0.01}]
+    assert sweep.choose(points, Budget()) == points[0]
+    assert sweep.choose(points, Budget(context_kl=0.02)) == points[1]
+
+
+def test_controls_keep_the_size_of_the_edit(tiny: Any) -> None:
+    model, _ = tiny
+    table, one = made(model)
+    surgery = table.surgery(model, sweep.Point(one.name, "cosine", 0.1, 2.0))
+    found = controls.build(model, surgery, Controls(random_seeds=3))
+    assert {name: len(draws) for name, draws in found.items()} == {
+        "random_direction": 3,
+        "random_rows": 3,
+        "aligned_rows": 1,
+        "inverted_direction": 1,
+    }
+    for draws in found.values():
+        for one_draw in draws:
+            assert len(one_draw.rows) == len(surgery.rows)
+            assert torch.equal(one_draw.coefficients, surgery.coefficients)
+            assert one_draw.direction.norm() == pytest.approx(float(surgery.direction.norm()))
+            with one_draw.applied(model):
+                pass
+    assert not set(found["aligned_rows"][0].rows.tolist()) & set(surgery.rows.tolist())
+    assert torch.equal(found["inverted_direction"][0].direction, -surgery.direction)
+    rows = {tuple(draw.rows.tolist()) for draw in found["random_rows"]}
+    assert len(rows) == 3
+
+
+def test_no_edit_measures_as_the_base(tiny: Any) -> None:
+    model, tokenizer = tiny
+    gauge = meter(model, tokenizer)
+    same = gauge.read(model)
+    assert same.perplexity_rise == 0
+    assert same.damage.first_token_kl is not None and same.damage.first_token_kl.value == 0
+    assert gauge.against_base(same, "vowels").difference == 0
+    result = tables.variants(gauge, {"base": [gauge.base], "edited": [same]})
+    assert result["variants"]["edited"]["draws"][0]["against_base"]["vowels"]["p"] == 1
+    assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
+
+
+def test_capability_change_is_the_mean_over_tasks() -> None:
+    before = {"a": {"metric": "acc", "value": 0.5, "items": [0, 1]}}
+    before["b"] = {"metric": "acc", "value": 1.0, "items": [1, 1, 1, 1]}
+    after = {"a": {"metric": "acc", "value": 1.0, "items": [1, 1]}}
+    after["b"] = {"metric": "acc", "value": 0.75, "items": [1, 1, 1, 0]}
+    change = tables.capability(before, after)["change"]
+    assert change["value"] == pytest.approx((0.5 - 0.25) / 2)
+    assert change["low"] <= change["value"] <= change["high"]
+
+
+def test_a_point_is_plain_data() -> None:
+    assert sweep.Point(**asdict(sweep.Point("p", "cosine", 0.1, 1.0))).strength == 1.0
+
+
+def test_surgery_remembers_its_point(tiny: Any, tmp_path: Path) -> None:
+    model, _ = tiny
+    table, one = made(model)
+    surgery = table.surgery(model, sweep.Point(one.name, "cosine", 0.1, 2.0))
+    surgery.save(tmp_path)
+    assert Surgery.load(tmp_path).about["probe"] == one.name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (0.5, 0.25, "falls from 50.0 % to 25.0 % (n = 24), by 50 % of"),
+        (0.125, 0.25, "rises, the wrong way, from 12.5 % to 25.0 % (n = 24), by 100 % of"),
+        (0.25, 0.25, "stays where it was: from 25.0 %"),
+        (0.0, 0.25, "rises, the wrong way, from 0.0 % to 25.0 % (n = 24)."),
+    ],
+)
+def test_the_verdict_says_which_way_it_went(before, after, words):
+    from surgery_lib.report import tables
+
+    def draw(value):
+        rate = {"value": value, "n": 24}
+        return {"draws": [{"rate": rate, "perplexity": {"value": 9.0}, "perplexity_rise": 0.0}]}
+
+    assert words in tables.verdict({"variants": {"base": draw(before), "edited": draw(after)}})
