@@ -21,6 +21,8 @@ from surgery_lib.errors import UserError
 from surgery_lib.surgery.estimators import ESTIMATORS
 
 Direction = Literal["difference", "paper"]
+# What a probe's `start` is of, as the paper writes it.
+STARTED = {"row": "W1", "difference": "W1 − W0"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ class Probe:
     def name(self) -> str:
         """Names the candidate in files and figures."""
         return f"{self.estimator}@{self.layer}"
+
+    @property
+    def origin(self) -> dict[str, float]:
+        """`start` in the words of tables and cards; empty where training had no random start."""
+        return {f"cosine of {STARTED[row]} with its start": at for row, at in self.start.items()}
 
     def score(self, states: Tensor) -> Tensor:
         """Signed score of pooled states (texts, width): (texts,). UserError on another width."""

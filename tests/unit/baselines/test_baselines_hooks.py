@@ -245,6 +245,15 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
     assert set(SURGERY_PAPER.knobs) == {"strength"}
 
 
+def test_the_paper_s_form_and_its_control_of_random_rows_stand_on_a_trained_probe(fitted):
+    _, methods = fitted
+    ours, control = methods["surgery_paper"], methods["surgery_random_rows"]
+    assert torch.equal(ours.directions["paper"], control.directions["paper"])
+    for one in (ours, control):
+        assert one.start == one.starts["paper"][-1] and one.start["difference"] < 0.7
+    assert not methods["surgery"].start and not methods["surgery_random_direction"].start
+
+
 def test_a_depth_window_keeps_the_edit_in_its_blocks():
     model = build("llama")
     found = SurgeryMethod().fit(model, Letters(), DATA)

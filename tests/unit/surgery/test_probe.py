@@ -10,6 +10,9 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 from surgery_lib.errors import UserError
+from surgery_lib.models import load_model
+from surgery_lib.models.activations import pooled_states
+from surgery_lib.patient import world
 from surgery_lib.surgery import estimators, probe
 
 WIDTH = 16
@@ -35,7 +38,9 @@ def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tenso
 def test_planted_direction_is_found(estimator: str) -> None:
     states, labels, directions = planted()
     for layer, found in enumerate(probe.fit(states, labels, estimator=estimator)):
-        assert torch.cosine_similarity(found.direction, directions[layer], dim=0) > 0.96
+        # The softmax keeps a little of its random start, across what the labels decide.
+        least = 0.94 if estimator == "softmax" else 0.99
+        assert torch.cosine_similarity(found.direction, directions[layer], dim=0) > least
         assert found.layer == layer and found.direction.dtype == torch.float32
         assert float(found.direction.norm()) == pytest.approx(1, abs=1e-5)
         metrics = probe.measure(found, states[:, layer], labels)
@@ -43,9 +48,7 @@ def test_planted_direction_is_found(estimator: str) -> None:
 
 
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
-def test_polarity_is_towards_label_one(
-    estimator: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_polarity_is_towards_label_one(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "PAPER_STEPS", 3000)
     states, labels, _ = planted(400, gap=4)
     (first, _) = probe.fit(states, labels, estimator=estimator)
@@ -93,6 +96,7 @@ def test_as_many_steps_as_on_the_papers_corpus() -> None:
     states, labels, _ = planted(320)
     for found in probe.fit(states, labels, direction="paper"):
         assert abs(found.start["difference"]) < 0.6 and abs(found.start["row"]) < 0.8
+        assert list(found.origin.values()) == [found.start["row"], found.start["difference"]]
         assert torch.cosine_similarity(found.direction, found.classifier, dim=0) > 0.6
     assert probe.fit(states, labels, estimator="lda")[0].start == {}
 
@@ -104,6 +108,24 @@ def test_cosine_with_the_start_is_near_one_where_little_is_learnt(
     states, labels, _ = planted(64)
     for found in probe.fit(states, labels):
         assert found.start["row"] > 0.99 and found.start["difference"] > 0.99
+
+
+def test_on_the_patient_training_leaves_the_start_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model("embedded:patient")
+    examples = world.behaviour("toxicity").examples["train"][:400]
+    texts, labels = [one.text for one in examples], [one.label for one in examples]
+    states = pooled_states(model, tokenizer, texts, layers=[8], progress=False)
+    logistic = probe.fit(states, labels, estimator="logistic")
+    trained = probe.fit(states, labels, direction="paper")
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 1)  # nine epochs of these few texts
+    short = probe.fit(states, labels, direction="paper")
+    for one, few, other in zip(trained, short, logistic, strict=True):
+        found, before = (
+            torch.cosine_similarity(p.direction, other.direction, 0) for p in (one, few)
+        )
+        assert found > 0.7 and found > before + 0.4
+        assert one.start["row"] < 0.4 and abs(one.start["difference"]) < 0.3
+        assert few.start["row"] > 0.85 and few.start["difference"] > 0.75
 
 
 def test_softmax_is_the_papers_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
