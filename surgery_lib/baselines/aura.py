@@ -54,7 +54,7 @@ class Aura:
     @property
     def knobs(self) -> Mapping[str, Knob]:
         """Strength 1 is the published method."""
-        return {"strength": Knob(1.0, low=0.02, high=1.0)}
+        return {"strength": Knob(1.0, low=0.02, high=1.0, bounded=True)}
 
     def fit(self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0) -> FittedAura:
         """Largest activations of one pass. UserError for mixtures of experts."""

@@ -53,7 +53,7 @@ class NormPreserving:
     def knobs(self) -> Mapping[str, Knob]:
         """Depth as directional ablation has it."""
         return {
-            "strength": Knob(1.0, low=0.02, high=1.0),
+            "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
             "depth": Knob(0.5, low=0.1, high=0.8),
         }
 
