@@ -72,7 +72,9 @@ class Knob:
 class Cost:
     """What a method costs, at given knobs. Peak memory and seconds are measured, not declared.
 
-    `labels`: labelled texts and prompts read. `forward_tokens`, `backward_tokens`: for fitting.
+    `labels`: labelled texts and prompts read; of these, `prompts` that trigger the behaviour and
+    `benign` ones; `samples`: completions of the model's own, written and read. `forward_tokens`,
+    `backward_tokens`: for fitting.
     `extra_forwards`: forward passes for each generated token beside the model's own, in tokens.
     `parameters`: numbers of the model that differ, or numbers that are added to it.
     `ordinary_checkpoint`: the result can be saved and served as a model of the same architecture.
@@ -83,6 +85,9 @@ class Cost:
     backward_tokens: int = 0
     extra_forwards: float = 0.0
     parameters: int = 0
+    prompts: int = 0
+    benign: int = 0
+    samples: int = 0
     needs_gradients: bool = False
     ordinary_checkpoint: bool = True
 

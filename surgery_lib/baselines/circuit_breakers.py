@@ -73,6 +73,7 @@ def learn(
     behaviour = encode(model, tokenizer, data.of(1), training.max_tokens)
     kept = encode(model, tokenizer, [*data.of(0), *data.benign], training.max_tokens)
     spent.labels += len(data.texts) + len(data.benign)
+    spent.benign += len(data.benign)
     where = at_depths(model, depths)
     samplers = [Sampler(len(rows), training.batch, training.seed) for rows in (behaviour, kept)]
     which = lora or Lora(rank=16, alpha=16)

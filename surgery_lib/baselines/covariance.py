@@ -40,6 +40,7 @@ class FittedCovariance:
     labels: int
     tokens: int
     total: int
+    benign: int = 0
 
     @contextmanager
     def applied(
@@ -87,7 +88,7 @@ class FittedCovariance:
         """The selected rows, each in every column."""
         rows = region.row_count(k, self.total)
         width = len(self.blocks[0].mean)
-        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=rows * width)
+        return Cost(self.labels, self.tokens, parameters=rows * width, benign=self.benign)
 
 
 @dataclass(frozen=True)
@@ -155,6 +156,7 @@ class Covariance:
             writes={layer: one.direction for layer, one in zip(layers, probes, strict=True)},
             row_norm=region.mean_row_norm(model),
             labels=len(data.texts) + len(data.benign),
+            benign=len(data.benign),
             tokens=count_tokens(tokenizer, read, limit),
             total=layout.total_rows(model),
         )

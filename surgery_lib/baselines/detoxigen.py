@@ -1,8 +1,9 @@
 """DetoxiGen (Niu 2024), the paper's "Contrastive Decoding": the model against its own dark side.
 
 P = P_g + alpha (P_g - P_d), restricted to the nucleus of P_g, where P_d is the same model behind a
-soft prompt trained on texts with the behaviour. A probability below zero is clipped; to a
-millionth of P_g rather than zero, which would make divergences infinite.
+soft prompt trained on prompts and completions with the behaviour, by the likelihood of these alone.
+A probability below zero is clipped; to a millionth of P_g rather than zero, which would make
+divergences infinite.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from surgery_lib.baselines import decoding
+from surgery_lib.baselines import decoding, pairs
 from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, strength_knob
-from surgery_lib.baselines.spring import SoftPrompt, train
+from surgery_lib.baselines.spring import LEARNING_RATE, STEPS, SoftPrompt, train
 from surgery_lib.baselines.training import Spent, Training, with_settings
 
 SMALLEST_SHARE = 1e-6
@@ -64,13 +65,9 @@ class FittedDetoxigen:
 
     def cost(self, **_: Any) -> Cost:
         """The soft prompt, and one more pass for each token."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
+        return self.spent.cost(
             extra_forwards=1.0,
             parameters=self.prompt.embeddings.numel(),
-            needs_gradients=True,
             ordinary_checkpoint=False,
         )
 
@@ -81,7 +78,7 @@ class Detoxigen:
 
     name: str = "detoxigen"
     kind: Kind = "decoding"
-    training: Training = field(default_factory=lambda: Training(steps=100, lr=1e-2))
+    training: Training = field(default_factory=lambda: Training(steps=STEPS, lr=LEARNING_RATE))
 
     @property
     def knobs(self) -> Mapping[str, Knob]:
@@ -92,10 +89,21 @@ class Detoxigen:
         }
 
     def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        data: Labelled,
+        *,
+        seed: int = 0,
+        length: int = 20,
+        **fixed: Any,
     ) -> FittedDetoxigen:
-        """Train the soft prompt on the texts with the behaviour; `length` is its tokens."""
-        training, fixed = with_settings(self.training, seed, fixed)
+        """Train a soft prompt of `length`; settings that are not the training's go to the pairs."""
+        training, making = with_settings(self.training, seed, fixed)
         spent = Spent()
-        prompt = train(model, tokenizer, data.of(1), training=training, spent=spent, **fixed)
+        found = pairs.make(model, tokenizer, data, training, spent, **making)
+        rows, starts = [pair.rejected for pair in found], [pair.start for pair in found]
+        prompt = train(
+            model, rows, starts, length=length, any_k=False, training=training, spent=spent
+        )
         return FittedDetoxigen(prompt, spent)

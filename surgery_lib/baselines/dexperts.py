@@ -45,13 +45,9 @@ class FittedDexperts:
 
     def cost(self, **_: Any) -> Cost:
         """Two more models, one token each for every token generated."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
+        return self.spent.cost(
             extra_forwards=2.0,
             parameters=sum(p.numel() for m in (self.expert, self.anti) for p in m.parameters()),
-            needs_gradients=True,
             ordinary_checkpoint=False,
         )
 

@@ -78,6 +78,7 @@ def learn(
     harmless = list(data.benign)[:examples] or data.of(0)[-examples:]
     general = encode(model, tokenizer, harmless, training.max_tokens)
     spent.labels += len(harmless)
+    spent.benign += len(harmless) if data.benign else 0
     if block is None:
         block = int(distances(model, found, spent, relative).argmax())
     names = {rows.parameter for rows in layout.weight_rows(model, "down") if rows.block == block}

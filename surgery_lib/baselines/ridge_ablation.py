@@ -34,6 +34,7 @@ class FittedRidgeAblation:
     spared: Mapping[str, Tensor]
     labels: int
     tokens: int
+    benign: int = 0
 
     @contextmanager
     def applied(
@@ -56,7 +57,7 @@ class FittedRidgeAblation:
         """Every number of both maps of every block."""
         width = self.directions.shape[1]
         changed = sum(len(moment) * width for moment in self.spared.values())
-        return Cost(labels=self.labels, forward_tokens=self.tokens, parameters=changed)
+        return Cost(self.labels, self.tokens, parameters=changed, benign=self.benign)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class RidgeAblation:
             behaviour={name: one.second for name, one in with_it.items()},
             spared={name: one.second for name, one in without.items()},
             labels=len(data.texts) + len(data.benign),
+            benign=len(data.benign),
             tokens=count_tokens(tokenizer, [*data.texts, *behaviour, *spared]),
         )
 

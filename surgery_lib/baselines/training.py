@@ -35,9 +35,12 @@ class Training:
 
 @dataclass
 class Spent:
-    """What a fit has used so far: labelled texts and prompts, tokens without and with gradient."""
+    """What a fit has used so far: texts and prompts (`labels` in all), tokens, own completions."""
 
     labels: int = 0
+    prompts: int = 0
+    benign: int = 0
+    samples: int = 0
     forward: int = 0
     backward: int = 0
 
@@ -45,6 +48,19 @@ class Spent:
         """Count one batch; while gradients are recorded, its backward pass too."""
         self.forward += int(lengths.sum())
         self.backward += int(lengths.sum()) if torch.is_grad_enabled() else 0
+
+    def cost(self, **applying: Any) -> Cost:
+        """This as the cost of a method trained by gradient; `applying` is the rest of it."""
+        return Cost(
+            labels=self.labels,
+            prompts=self.prompts,
+            benign=self.benign,
+            samples=self.samples,
+            forward_tokens=self.forward,
+            backward_tokens=self.backward,
+            needs_gradients=True,
+            **applying,
+        )
 
 
 class Sampler:
@@ -209,13 +225,7 @@ class FittedDelta:
 
     def cost(self, **_: Any) -> Cost:
         """What fitting took, and how many weights differ."""
-        return Cost(
-            labels=self.spent.labels,
-            forward_tokens=self.spent.forward,
-            backward_tokens=self.spent.backward,
-            parameters=self.delta.touched,
-            needs_gradients=True,
-        )
+        return self.spent.cost(parameters=self.delta.touched)
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,9 @@ DATA = Labelled(CIVIL + BAD, [0] * 4 + [1] * 4, prompts=["the ", "a day", "we", 
 TRAINING: dict[str, Any] = {"steps": 3, "batch": 2, "max_tokens": 24, "progress": False}
 OWN: dict[str, Any] = {"samples": 2, "new_tokens": 4}
 SETTINGS: dict[str, dict[str, Any]] = {
-    **dict.fromkeys(
-        ("lora", "task_vector", "lorra", "circuit_breakers", "dexperts", "detoxigen"), TRAINING
-    ),
+    **dict.fromkeys(("lora", "task_vector", "lorra", "circuit_breakers", "dexperts"), TRAINING),
     "dpo": TRAINING | OWN,
+    "detoxigen": TRAINING | OWN,
     "dinm": TRAINING | OWN | {"examples": 2},
     "gmt": TRAINING | {"source": "texts"},
 }
