@@ -1,4 +1,4 @@
-"""Write the README's tables from committed results: `make readme`; `--check` only compares.
+"""Write the tables of README and docs/ from committed results: `make readme`; `--check` compares.
 
 A table stands between `<!-- begin NAME -->` and `<!-- end NAME -->`; `TABLES` says what makes it.
 """
@@ -20,7 +20,7 @@ from surgery_lib.report.style import markdown_table
 from surgery_lib.study.study import unwrap
 
 ROOT = Path(__file__).resolve().parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def result(name: str) -> Any:
@@ -103,7 +103,7 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 def updated(text: str) -> str:
-    """The README's text with every table made anew; UserError where results are missing."""
+    """A page with every table made anew; UserError where results are missing."""
 
     def fill(match: re.Match[str]) -> str:
         name = match.group(1)
@@ -115,12 +115,17 @@ def updated(text: str) -> str:
 
 
 def main() -> None:
-    """Rewrite the README, or fail where it differs from the results."""
-    old = README.read_text(encoding="utf-8")
-    new = updated(old)
-    if "--check" in sys.argv[1:]:
-        sys.exit("README.md differs from the results; run make readme" if old != new else 0)
-    files.write_text(README, new)
+    """Rewrite the pages, or fail where one differs from the results."""
+    stale = []
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        new = updated(old)
+        if old != new:
+            stale.append(page.relative_to(ROOT).as_posix())
+            if "--check" not in sys.argv[1:]:
+                files.write_text(page, new)
+    if stale and "--check" in sys.argv[1:]:
+        sys.exit(f"differs from the results, run make readme: {', '.join(stale)}")
 
 
 if __name__ == "__main__":

@@ -76,6 +76,23 @@ def _articles(splits: Splits, config: str | None) -> Splits:
     return {"train": [], "validation": [], **found}
 
 
+def _one_for_all(splits: Splits, config: str | None) -> Splits:
+    """A set that is held in one labelled split answers for test and validation; none trains.
+
+    Only for tasks without shots, which take nothing from the training split.
+    """
+    held = splits.get("test") or splits["validation"]
+    return {"train": [], "validation": held, "test": held, **splits}
+
+
+def _boolq(splits: Splits, config: str | None) -> Splits:
+    """BoolQ as SuperGLUE has it: the answer is column `label`, 0 or 1."""
+    return {
+        "train": [],
+        **{n: [{**row, "label": int(row["answer"])} for row in rows] for n, rows in splits.items()},
+    }
+
+
 TYDIQA = {
     "arabic": "ar",
     "bengali": "bn",
@@ -98,6 +115,12 @@ HELD: dict[str, Held] = {
         "Salesforce/wikitext", "wikitext-2-raw-v1", _articles
     ),
     "gsm8k": Held("openai/gsm8k", "main"),
+    "EleutherAI/lambada_openai": Held("EleutherAI/lambada_openai", "default", _one_for_all),
+    "allenai/ai2_arc": Held("allenai/ai2_arc", None, _one_for_all),
+    "allenai/sciq": Held("allenai/sciq", None, _one_for_all),
+    "Rowan/hellaswag": Held("Rowan/hellaswag", None, _one_for_all),
+    "baber/piqa": Held("ybisk/piqa", None, _one_for_all),
+    "aps/super_glue": Held("google/boolq", "", _boolq),
 }
 
 
@@ -124,7 +147,7 @@ def _from_mirror(path: str, config: str | None) -> Splits | None:
         return None
     held = HELD.get(path, Held(path))
     base = root / "datasets" / held.name.replace("/", "--")
-    folder = base / (held.config or config or "")
+    folder = base / (config or "" if held.config is None else held.config)
     splits = _read(folder) if folder.is_dir() else {}
     if not splits:
         return None

@@ -167,7 +167,9 @@ def _result(name: str, found: Any, chosen: str | None, limit: int | None) -> dic
     leaves = [leaf for leaf in _leaves(name, found) if leaf in found["samples"]]
     if not leaves:
         raise UserError(f"task {name} has no items; check its data and the limit")
-    metric = chosen or next(iter(_numbers(leaves[0], found)), "")
+    # LAMBADA names a perplexity first, whose items are log-likelihoods; a share has an interval.
+    named = [one for one in _numbers(leaves[0], found) if not one.startswith("perplexity")]
+    metric = chosen or next(iter(named), "")
     parts = {leaf: _items(leaf, found, metric) for leaf in leaves}
     values = [value for items in parts.values() for value in items]
     numbers = _numbers(name, found)

@@ -92,6 +92,8 @@ def prepare(
     return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
 
 
+# What a point is chosen by; continuations take longer than all of these together.
+CHOOSES = ("first", "context", "perplexity")
 # What says how to choose among points, not what a point measures.
 CHOICE = ("about", "budget", "controls", "order", "seeds")
 
@@ -153,7 +155,7 @@ def measure(
         held = ledger.get(name)
         if held is None:
             with table.surgery(model, point).applied(model):
-                reading = meter.read(model, intervals=False)
+                reading = meter.read(model, parts=CHOOSES, intervals=False)
             numbers = reading.as_dict()
             held = ledger.put(
                 name,

@@ -1,4 +1,4 @@
-"""A behaviour from a user's own files: README's command and README's Python, and clear errors."""
+"""A behaviour from a user's own files: docs/own.md's command and Python, and clear errors."""
 
 import csv
 import re
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def section() -> tuple[str, str]:
-    """The command and the Python between README's markers."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    """The command and the Python between the page's markers."""
+    text = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
     block = text.split("<!-- begin own -->")[1].split("<!-- end own -->")[0]
     command, code = re.findall(r"```(?:sh|python)\n(.*?)```", block, flags=re.DOTALL)
     return command, code
