@@ -59,7 +59,7 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
 
     # Strength 1 is the published method.
     knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0),
+        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
         "depth": Knob(0.5, low=0.1, high=DEEPEST),
     }
 

@@ -47,7 +47,7 @@ class Aura(Method[FittedAura], name="aura", kind="weights"):
     """AurA on all blocks."""
 
     # Strength 1 is the published method.
-    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(1.0, low=0.02, high=1.0)}
+    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(1.0, low=0.02, high=1.0, bounded=True)}
 
     def learn(self, lesson: Lesson) -> FittedAura:
         """Largest activations of one pass. UserError for mixtures of experts."""

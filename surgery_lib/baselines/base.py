@@ -56,6 +56,8 @@ class Knob:
     """One setting that the search may turn: a range from `low` to `high`, or `choices`.
 
     Layers are given as a fraction of the depth, so that one range serves models of any depth.
+    A strength is `bounded` where more than `high` means nothing, as of a share; the search goes
+    beyond any other.
     """
 
     default: Any
@@ -63,6 +65,7 @@ class Knob:
     high: float | None = None
     log: bool = False
     choices: tuple[Any, ...] = ()
+    bounded: bool = False
 
     def __post_init__(self) -> None:
         if bool(self.choices) == (self.low is not None and self.high is not None):
@@ -73,7 +76,9 @@ class Knob:
 class Cost:
     """What a method costs, at given knobs. Peak memory and seconds are measured, not declared.
 
-    `labels`: labelled texts and prompts read. `forward_tokens`, `backward_tokens`: for fitting.
+    `labels`: labelled texts and prompts read; of these, `prompts` that trigger the behaviour and
+    `benign` ones; `samples`: completions of the model's own, written and read. `forward_tokens`,
+    `backward_tokens`: for fitting.
     `extra_forwards`: forward passes for each generated token beside the model's own, in tokens.
     `parameters`: numbers of the model that differ, or numbers that are added to it.
     `ordinary_checkpoint`: the result can be saved and served as a model of the same architecture.
@@ -84,6 +89,9 @@ class Cost:
     backward_tokens: int = 0
     extra_forwards: float = 0.0
     parameters: int = 0
+    prompts: int = 0
+    benign: int = 0
+    samples: int = 0
     needs_gradients: bool = False
     ordinary_checkpoint: bool = True
 
@@ -94,10 +102,11 @@ class Read:
 
     labels: int
     tokens: int
+    benign: int = 0
 
     def price(self, parameters: int, **rest: Any) -> Cost:
         """The cost of having read this and changing so many numbers."""
-        return Cost(self.labels, self.tokens, parameters=parameters, **rest)
+        return Cost(self.labels, self.tokens, parameters=parameters, benign=self.benign, **rest)
 
 
 class Fitted(Protocol):

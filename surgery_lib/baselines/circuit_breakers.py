@@ -57,6 +57,7 @@ def learn(
     """Low-rank change that reroutes texts of label 1 and retains those of label 0 and `benign`."""
     model, data, training = course.model, course.data, course.training
     behaviour, kept = course.rows(data.of(1)), course.rows([*data.of(0), *data.benign])
+    course.spent.benign += len(data.benign)
     where = at_depths(model, depths)
     samplers = [course.sampler(rows) for rows in (behaviour, kept)]
     which = lora or Lora(rank=16, alpha=16)

@@ -136,6 +136,7 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             writes={layer: one.direction for layer, one in zip(layers, probes, strict=True)},
             row_norm=region.mean_row_norm(model),
             labels=len(data.texts) + len(data.benign),
+            benign=len(data.benign),
             tokens=count_tokens(tokenizer, read, limit),
             total=layout.total_rows(model),
         )

@@ -1,8 +1,9 @@
 """DetoxiGen (Niu 2024), the paper's "Contrastive Decoding": the model against its own dark side.
 
 P = P_g + alpha (P_g - P_d), restricted to the nucleus of P_g, where P_d is the same model behind a
-soft prompt trained on texts with the behaviour. A probability below zero is clipped; to a
-millionth of P_g rather than zero, which would make divergences infinite.
+soft prompt trained on prompts and completions with the behaviour, by the likelihood of these alone.
+A probability below zero is clipped; to a millionth of P_g rather than zero, which would make
+divergences infinite.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,9 +13,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from surgery_lib.baselines import decoding
+from surgery_lib.baselines import decoding, pairs
 from surgery_lib.baselines.base import Cost, Knob, strength_knob
-from surgery_lib.baselines.spring import LENGTH, SoftPrompt, train
+from surgery_lib.baselines.spring import LEARNING_RATE, LENGTH, STEPS, SoftPrompt, train
 from surgery_lib.baselines.training import Course, Spent, Trained, Training
 
 SMALLEST_SHARE = 1e-6
@@ -70,13 +71,16 @@ class FittedDetoxigen:
 class Detoxigen(Trained[FittedDetoxigen], name="detoxigen", kind="decoding"):
     """Contrastive decoding against the soft-prompted model."""
 
-    training = Training(steps=100, lr=1e-2)
+    training = Training(steps=STEPS, lr=LEARNING_RATE)
     # Alpha, and the nucleus.
     knobs: ClassVar[Mapping[str, Knob]] = {
         "strength": strength_knob(2.0, high=10.0),
         "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
     }
 
-    def learn(self, course: Course, length: int = LENGTH) -> FittedDetoxigen:
-        """Train the soft prompt on the texts with the behaviour; `length` is its tokens."""
-        return FittedDetoxigen(train(course, course.data.of(1), length=length), course.spent)
+    def learn(self, course: Course, length: int = LENGTH, **making: Any) -> FittedDetoxigen:
+        """Train a soft prompt of `length`; `making` goes to the pairs."""
+        found = pairs.make(course, **making)
+        rows, starts = [pair.rejected for pair in found], [pair.start for pair in found]
+        prompt = train(course, rows, starts, length=length, any_k=False)
+        return FittedDetoxigen(prompt, course.spent)

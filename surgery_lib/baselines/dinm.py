@@ -70,7 +70,9 @@ def learn(
     """
     model, data, spent = course.model, course.data, course.spent
     found = pairs.make(course, **making)[:examples]
-    general = course.rows(list(data.benign)[:examples] or data.of(0)[-examples:])
+    harmless = list(data.benign)[:examples]
+    general = course.rows(harmless or data.of(0)[-examples:])
+    spent.benign += len(harmless)
     if block is None:
         block = int(distances(model, found, spent, relative).argmax())
     names = {rows.parameter for rows in layout.weight_rows(model, "down") if rows.block == block}

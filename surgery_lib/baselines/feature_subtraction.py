@@ -88,7 +88,9 @@ def _values(model: nn.Module, direction: Tensor) -> dict[str, Tensor]:
         ]
     )
     value = picked[scores[best].argmax()]
-    first = torch.linalg.svd(picked, full_matrices=False).Vh[0]
+    # Rows of one length, as published: else the longest row decides.
+    rows = picked / picked.norm(dim=1, keepdim=True).clamp_min(1e-12)
+    first = torch.linalg.svd(rows, full_matrices=False).Vh[0]
     # A singular vector has no sign of its own.
     first = first * (first @ direction).sign()
     return {"value": value / value.norm(), "svd": first}

@@ -45,7 +45,7 @@ class NormPreserving(Method[FittedNormPreserving], name="norm_preserving", kind=
 
     # Depth as directional ablation has it.
     knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0),
+        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
         "depth": Knob(0.5, low=0.1, high=0.8),
     }
 

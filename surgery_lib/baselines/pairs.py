@@ -59,6 +59,8 @@ def make(
         raise UserError("there are no training prompts; give some, or take pairs from 'texts'")
     asked = list(data.prompts)[:prompts]
     spent.labels += len(asked)
+    spent.prompts += len(asked)
+    spent.samples += samples * len(asked)
     longest = context_length(model)
     limit = None if longest is None else longest - new_tokens
     rows = [ids[-limit:] if limit else ids for ids in tokenizer(asked)["input_ids"]]

@@ -57,7 +57,7 @@ class Profs(Method[FittedProfs], name="profs", kind="weights"):
 
     # The authors: 2 directions for GPT-2 medium, 10 for larger models, the upper blocks.
     knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0),
+        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
         "rank": Knob(2, low=1, high=MOST, log=True),
         "start": Knob(0.5, low=0.3, high=0.9),
     }

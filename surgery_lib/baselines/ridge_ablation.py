@@ -80,6 +80,7 @@ class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="we
             behaviour={name: one.second for name, one in with_it.items()},
             spared={name: one.second for name, one in without.items()},
             labels=len(data.texts) + len(data.benign),
+            benign=len(data.benign),
             tokens=count_tokens(lesson.tokenizer, [*data.texts, *behaviour, *spared]),
         )
 

@@ -1,8 +1,10 @@
-"""SPRING-style virtual tokens: trained embeddings before the text, the weights untouched.
+"""SPRING-style virtual tokens: trained embeddings before the prompt, the weights untouched.
 
-Zhu et al. 2025 (arXiv 2405.19670): the number of tokens is drawn anew at every step, so that the
-first k of them work for any k. The same `SoftPrompt` steers towards a behaviour where it is trained
-on texts that show it.
+Zhu et al. 2025 (arXiv 2405.19670): trained on prompt and completion, by the likelihood of the
+completion alone; the number of tokens is drawn anew at every step, so that the first k of them work
+for any k. They stand where a text begins, after its start token. (The paper has them between
+passages and question, where there are such: `diagnostics.retrieval`.) The same `SoftPrompt` steers
+towards a behaviour where it is trained on completions that show it.
 """
 
 import itertools
@@ -14,7 +16,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from surgery_lib.baselines.base import Cost, Knob, strength_knob
+from surgery_lib.baselines import pairs
+from surgery_lib.baselines.base import Cost, Knob
 from surgery_lib.baselines.training import (
     Course,
     Spent,
@@ -26,6 +29,9 @@ from surgery_lib.baselines.training import (
 from surgery_lib.baselines.tuning import frozen
 from surgery_lib.errors import UserError
 
+# Of a few dozen completions: more steps learn these by heart, and others get no likelier.
+STEPS = 60
+LEARNING_RATE = 3e-2
 LENGTH = 20  # virtual tokens
 
 
@@ -57,16 +63,19 @@ class SoftPrompt:
 
 @contextmanager
 def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
-    """Hooks on the base model that put embeddings (k, width) before the first token it reads."""
+    """Hooks on the base model that put embeddings (k, width) where each text it reads begins.
+
+    That is after the start token, where there is one, and after padding on the left.
+    """
     base = model.base_model
     k = len(embeddings)
     if k == 0:
         yield
         return
-    fresh = False
+    fresh, at = False, torch.empty(0)
 
     def before(_module: nn.Module, args: tuple[Any, ...], given: dict[str, Any]) -> Any:
-        nonlocal fresh
+        nonlocal fresh, at
         given = dict(given)
         ids = args[0] if args else given.pop("input_ids", None)
         embedded = given.pop("inputs_embeds", None)
@@ -80,10 +89,10 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
         if mask is None:
             # The cache counts the virtual tokens once they are in it.
             mask = embedded.new_ones(texts, width + max(0, seen - k), dtype=torch.long)
-        mask = torch.cat([mask.new_ones(texts, k), mask], dim=1)
+        at = _begins(mask, ids, base.config) if fresh else cache.virtual_tokens_at
+        mask = _inserted(mask, mask.new_ones(k), at)
         if fresh:
-            virtual = embeddings.to(embedded).expand(texts, -1, -1)
-            embedded = torch.cat([virtual, embedded], dim=1)
+            embedded = _inserted(embedded, embeddings.to(embedded), at)
         places = (mask.long().cumsum(-1) - 1).clamp_min(0)[:, -embedded.shape[1] :]
         given.update(inputs_embeds=embedded, attention_mask=mask, position_ids=places)
         given.pop("cache_position", None)
@@ -91,9 +100,12 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
 
     def after(_module: nn.Module, _args: Any, output: Any) -> Any:
         if fresh:
-            output.last_hidden_state = output.last_hidden_state[:, k:]
+            output.last_hidden_state = _without(output.last_hidden_state, k, at)
             if getattr(output, "hidden_states", None) is not None:
-                output.hidden_states = tuple(states[:, k:] for states in output.hidden_states)
+                output.hidden_states = tuple(_without(one, k, at) for one in output.hidden_states)
+            if getattr(output, "past_key_values", None) is not None:
+                # Whoever goes on from this cache must know where the virtual tokens are in it.
+                output.past_key_values.virtual_tokens_at = at
         return output
 
     handles = [
@@ -107,24 +119,65 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
             handle.remove()
 
 
-def train(course: Course, texts: Sequence[str], *, length: int = LENGTH) -> SoftPrompt:
-    """Virtual tokens that make the texts likelier, the model frozen.
+def _begins(mask: Tensor, ids: Tensor | None, config: Any) -> Tensor:
+    """Where the text of each row begins, past padding and the start token: (texts,)."""
+    padding = (mask.long().cumsum(1) == 0).sum(1)
+    start = getattr(config, "bos_token_id", None)
+    if ids is None or start is None:
+        return padding
+    first = ids.gather(1, padding.clamp_max(ids.shape[1] - 1)[:, None].to(ids.device))[:, 0]
+    return padding + (first == start).to(padding)
 
-    They start as the embeddings of tokens of the texts themselves. `length` is how many.
+
+def _inserted(values: Tensor, new: Tensor, at: Tensor) -> Tensor:
+    """Rows (texts, width, ...) with `new` (k, ...) put in before place `at` (texts,) of each."""
+    k, width = len(new), values.shape[1]
+    place = torch.arange(width + k, device=values.device).expand(len(values), -1)
+    at = at.to(values.device)[:, None]
+    old = torch.where(place < at, place, place - k).clamp(0, width - 1)
+    row = torch.arange(len(values), device=values.device)[:, None]
+    inside = (place >= at) & (place < at + k)
+    inside = inside.reshape(*inside.shape, *[1] * (values.dim() - 2))
+    return torch.where(inside, new[(place - at).clamp(0, k - 1)], values[row, old])
+
+
+def _without(values: Tensor, k: int, at: Tensor) -> Tensor:
+    """Rows (texts, width, ...) less the k places from `at` (texts,) on."""
+    place = torch.arange(values.shape[1] - k, device=values.device)
+    row = torch.arange(len(values), device=values.device)[:, None]
+    return values[row, place + k * (place >= at.to(values.device)[:, None])]
+
+
+def train(
+    course: Course,
+    rows: Sequence[list[int]],
+    starts: Sequence[int],
+    *,
+    length: int = LENGTH,
+    any_k: bool = True,
+) -> SoftPrompt:
+    """Virtual tokens that make completions likelier after their prompts, the model frozen.
+
+    Row i is a prompt's token ids and, from `starts[i]` on, its completion's: these alone are
+    predicted. The tokens start as the embeddings of completions' own. `length` is how many; with
+    `any_k` the first k of them are trained at each step, k drawn anew, without it all of them.
     """
-    model, rows = course.model, course.rows(texts)
+    model, spent = course.model, course.spent
     generator = torch.Generator().manual_seed(course.training.seed)
     sampler = course.sampler(rows)
-    words = itertools.cycle(token for ids in rows for token in ids[1:])
+    words = itertools.cycle([t for ids, n in zip(rows, starts, strict=True) for t in ids[n:]])
     start = torch.tensor(list(itertools.islice(words, length)))
     weight = model.get_input_embeddings().weight
     with frozen(model):
         virtual = nn.Parameter(weight.detach()[start.to(weight.device)].float().clone())
 
         def step(_: int) -> Tensor:
-            k = int(torch.randint(1, length + 1, (1,), generator=generator))
+            k = int(torch.randint(1, length + 1, (1,), generator=generator)) if any_k else length
+            drawn = sampler.draw()
             with prepended(model, virtual[:k]):
-                return cross_entropy(model, [rows[i] for i in sampler.draw()], course.spent)
+                return cross_entropy(
+                    model, [rows[i] for i in drawn], spent, [starts[i] for i in drawn]
+                )
 
         losses = optimise([virtual], step, course.training)
     return SoftPrompt(virtual.detach(), losses)
@@ -152,14 +205,18 @@ class FittedPrompt:
 
 
 class Spring(Trained[FittedPrompt], name="spring", kind="tokens"):
-    """Virtual tokens trained on texts without the behaviour."""
+    """Virtual tokens trained on completions without the behaviour."""
 
-    training = Training(steps=100, lr=1e-2)
-    knobs: ClassVar[Mapping[str, Knob]] = {"strength": strength_knob(1.0, high=1.0, low=0.05)}
+    training = Training(steps=STEPS, lr=LEARNING_RATE)
+    knobs: ClassVar[Mapping[str, Knob]] = {
+        "strength": Knob(1.0, low=0.05, high=1.0, log=True, bounded=True)
+    }
 
-    def learn(self, course: Course, length: int = LENGTH) -> FittedPrompt:
-        """Train the virtual tokens; `length` is how many."""
-        return FittedPrompt(train(course, course.data.of(0), length=length), course.spent)
+    def learn(self, course: Course, length: int = LENGTH, **making: Any) -> FittedPrompt:
+        """Train `length` virtual tokens; `making` goes to the pairs."""
+        found = pairs.make(course, **making)
+        rows, starts = [pair.chosen for pair in found], [pair.start for pair in found]
+        return FittedPrompt(train(course, rows, starts, length=length), course.spent)
 
 
 SPRING = Spring()

@@ -52,7 +52,10 @@ PAPER = {
 
 @dataclass(frozen=True, eq=False)
 class FittedSurgery:
-    """Directions (name -> (layers, width)) and effect scores (name -> (layers, rows))."""
+    """Directions (name -> (layers, width)) and effect scores (name -> (layers, rows)).
+
+    `starts`: name -> a layer's cosines of the probe with its own start, as `Probe.start`.
+    """
 
     directions: Mapping[str, Tensor]
     effects: Mapping[str, Tensor]
@@ -62,6 +65,16 @@ class FittedSurgery:
     total: int
     seed: int
     fixed: Mapping[str, Any]
+    starts: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+
+    @property
+    def start(self) -> Mapping[str, float]:
+        """The `start` of the probe that the form fixes; empty where it fixes none, or none trained.
+
+        Near 1, the direction is the random one that training began with.
+        """
+        layers = self.starts.get(self.fixed.get("direction", ""), ())
+        return layers[round(self.fixed["depth"] * (len(layers) - 1))] if layers else {}
 
     @contextmanager
     def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
@@ -149,7 +162,9 @@ class SurgeryMethod:
         wanted = [self.fixed["direction"]] if "direction" in self.fixed else list(self.names)
         tokens = count_tokens(tokenizer, data.texts)
         states = activations.pooled_states(model, tokenizer, data.texts, progress=False)
-        directions = {name: _directions(name, states, data.labels, seed) for name in wanted}
+        directions, starts = {}, {}
+        for name in wanted:
+            directions[name], starts[name] = _directions(name, states, data.labels, seed)
         effects: dict[str, Tensor] = {}
         if self.fixed.get("rule", "effect") == "effect":
             flat = torch.cat(list(directions.values()))
@@ -166,16 +181,20 @@ class SurgeryMethod:
             total=layout.total_rows(model),
             seed=seed,
             fixed=self.fixed,
+            starts={name: start for name, start in starts.items() if any(start)},
         )
 
 
-def _directions(name: str, states: Tensor, labels: Sequence[int], seed: int) -> Tensor:
+def _directions(
+    name: str, states: Tensor, labels: Sequence[int], seed: int
+) -> tuple[Tensor, list[Mapping[str, float]]]:
+    """One direction a layer, and how near each is to the random start of its training."""
     if name == "random":
         noise = region.random_direction(states[0], seed)
-        return noise / noise.norm(dim=1, keepdim=True)
+        return noise / noise.norm(dim=1, keepdim=True), []
     estimator, direction = DIRECTIONS[name]
     probes = probe.fit(states, labels, estimator=estimator, direction=direction, seed=seed)
-    return torch.stack([found.direction for found in probes])
+    return torch.stack([found.direction for found in probes]), [found.start for found in probes]
 
 
 SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0, weakest=1.0, deepest=0.5)

@@ -44,9 +44,12 @@ class Training:
 
 @dataclass
 class Spent:
-    """What a fit has used so far: labelled texts and prompts, tokens without and with gradient."""
+    """What a fit has used so far: texts and prompts (`labels` in all), tokens, own completions."""
 
     labels: int = 0
+    prompts: int = 0
+    benign: int = 0
+    samples: int = 0
     forward: int = 0
     backward: int = 0
 
@@ -58,9 +61,12 @@ class Spent:
     def price(self, parameters: int, **rest: Any) -> Cost:
         """The cost of having trained so much and changed or added so many numbers."""
         return Cost(
-            self.labels,
-            self.forward,
-            self.backward,
+            labels=self.labels,
+            prompts=self.prompts,
+            benign=self.benign,
+            samples=self.samples,
+            forward_tokens=self.forward,
+            backward_tokens=self.backward,
             parameters=parameters,
             needs_gradients=True,
             **rest,

@@ -44,7 +44,7 @@ class Wanda(Method[FittedWanda], name="wanda", kind="weights"):
     """Prune the attention weights."""
 
     # Hasan 2024 finds 10 to 30 % best.
-    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(0.2, low=0.01, high=0.6)}
+    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(0.2, low=0.01, high=1.0, bounded=True)}
 
     def learn(self, lesson: Lesson) -> FittedWanda:
         """Input norms over the texts without the behaviour: general text, no label is needed."""

@@ -146,6 +146,8 @@ class Comparison:
         return {
             "name": name,
             "kind": baseline.kind,
+            # Of a form whose probe is trained from a random start: how much of it is left.
+            "start": dict(getattr(fitted, "start", {})),
             "trials": [asdict(trial) for trial in trials],
             "points": points,
             "cost": {

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from surgery_lib.evaluation.statistics import compare
+from surgery_lib.report.comparison_notes import notes
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table, percent
 from surgery_lib.report.style import interval as shown
 from surgery_lib.selection.trials import BOTH, HELD, Trial
@@ -215,7 +216,7 @@ def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str)
     text = markdown_table(header, lines)
     if any(exceeds(point) for points in found.values() for point in points.values()):
         text += "\n† within the budget on validation prompts, beyond it on test prompts.\n"
-    return text
+    return text + notes(outcomes)
 
 
 def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float) -> str:

@@ -53,13 +53,15 @@ def plain(results: Mapping[str, Result]) -> dict[str, Any]:
     return found
 
 
-def reading(result: Result, protocol: str, group: str = "all") -> Mapping[str, Any] | None:
-    """The share by a protocol's first scorer, with interval and n; None where it was not run."""
+def reading(
+    result: Result, protocol: str, group: str = "all", *, metric: str = "share"
+) -> Mapping[str, Any] | None:
+    """A metric by a protocol's first scorer, with interval and n; None where it was not run."""
     held = result["protocols"].get(protocol)
     if held is None or group not in held["summary"][held["scorer"]]:
         return None
     measures = held["summary"][held["scorer"]][group]
-    found: Mapping[str, Any] = measures.get("share") or next(iter(measures.values()))
+    found: Mapping[str, Any] = measures.get(metric) or next(iter(measures.values()))
     return found
 
 
@@ -211,16 +213,19 @@ def overview(results: Mapping[str, Result]) -> str:
         own = f"less {base['behaviour']}"
         edited = results.get(own, {}).get("protocols", {}).get(protocol)
         pair = edited["against_base"]["all"] if edited else None
-        first = reading(results["base"], protocol)
-        second = reading(results[own], protocol) if edited else None
+        # Of several samples a prompt, its highest score is what the paired test compares.
+        several = base["settings"]["samples"] > 1
+        metric, scale, digits = ("expected_maximum", 1.0, 3) if several else ("share", 100.0, 1)
+        first = reading(results["base"], protocol, metric=metric)
+        second = reading(results[own], protocol, metric=metric) if edited else None
         lines.append(
             [
                 protocol,
                 base["data"],
                 str(base["n"]) + (f" (limit {base['limit']})" if base["limit"] else ""),
-                base["scorer"],
-                shown(first) if first else "-",
-                shown(second) if second else "-",
+                base["scorer"] + (": expected maximum (no %)" if several else ""),
+                shown(first, scale, digits) if first else "-",
+                shown(second, scale, digits) if second else "-",
                 p_value(pair["p"]) if pair else "-",
                 f"{base['distinct']['distinct_2'] or 0:.2f}",
                 base["unsaid"],

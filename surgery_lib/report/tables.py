@@ -9,10 +9,14 @@ from surgery_lib.evaluation.evaluator import Meter, Reading
 from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent
+from surgery_lib.surgery.probe import STARTED
 
 
 def probes(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The best layer of each estimator: accuracy on train and validation, AUC."""
+    """The best layer of each estimator: accuracy on train and validation, AUC.
+
+    Of a trained one, also the cosines of W1 and of W1 − W0 with their random start.
+    """
     best: dict[str, Mapping[str, Any]] = {}
     for row in rows:
         held = best.get(row["estimator"])
@@ -26,11 +30,15 @@ def probes(rows: Sequence[Mapping[str, Any]]) -> str:
             percent(row["validation"]["accuracy"]),
             f"{row['validation']['auc']:.3f}",
             str(row["validation"]["n"]),
+            " and ".join(f"{start[part]:.2f}" for part in STARTED) if start else "-",
         ]
         for name, row in best.items()
+        for start in [row.get("start")]
     ]
     header = ["estimator", "best layer", "train accuracy", "validation accuracy", "AUC", "n"]
-    return markdown_table(header, lines)
+    return markdown_table(
+        [*header, f"cosine of {' and '.join(STARTED.values())} with start"], lines
+    )
 
 
 def variants(meter: Meter, readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:

@@ -9,7 +9,8 @@
 Strengths that do nothing and strengths that ruin the model would eat most of a few trials, and
 how many depends on the units that a method happens to have. So the range of strengths is found
 first, for every method alike and from damage alone: at the default knobs, from where damage begins
-to where it passes every budget.
+to where it passes every budget. What other knobs do to the scale of strength is found in each trial
+that turns them: the sampler draws strength as a share of what passes every budget there.
 
 Damage is measured first; a trial that meets no budget is pruned there, and its behaviour, which
 costs generation, is never measured. Every trial draws from a generator of its own, seeded by its
@@ -38,7 +39,7 @@ from surgery_lib import files
 from surgery_lib.baselines.base import Baseline, Fitted, Knob, Labelled
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
-from surgery_lib.selection.strengths import reach
+from surgery_lib.selection.strengths import reach, rescaled
 from surgery_lib.selection.trials import Trial, best_at, pareto
 
 # Trials drawn at random before the sampler learns from them: this share of all, the default first.
@@ -93,11 +94,17 @@ def search(
         study = _open(journal, baseline, key, len(budget))
         done = _finished(study)
         bar = tqdm(total=trials, initial=len(done), desc=baseline.name, disable=not progress)
+        if fitted is None and len(done) < trials:
+            fitted = baseline.fit(model, tokenizer, data, seed=seed, **(fixed or {}))
+
+        def at(strength: float, others: Mapping[str, Any]) -> dict[str, float]:
+            assert fitted is not None
+            with fitted.applied(model, strength, **others) as changed:
+                return _damage(changed, damage, budget)
+
         while len(done) < trials:
-            if fitted is None:
-                fitted = baseline.fit(model, tokenizer, data, seed=seed, **(fixed or {}))
-            knobs = _within_reach(study, baseline.knobs, fitted, model, damage, budget)
-            space = {name: distribution(knob) for name, knob in knobs.items()}
+            assert fitted is not None
+            space, high = _within_reach(study, baseline.knobs, at, budget)
             study.sampler = optuna.samplers.TPESampler(
                 n_startup_trials=max(3, round(RANDOM_SHARE * trials)),
                 seed=int(files.fingerprint(seed, len(done))[:7], 16),
@@ -105,7 +112,9 @@ def search(
             )
             trial = study.ask(space)
             started = time.perf_counter()
-            with fitted.applied(model, **trial.params) as changed:
+            knobs = _scaled(trial.params, baseline.knobs, high, at, budget)
+            trial.set_user_attr("strength", knobs["strength"])
+            with fitted.applied(model, **knobs) as changed:
                 measures, rate = _measure(changed, behaviour, damage, budget)
             trial.set_user_attr("damage", measures)
             trial.set_user_attr("seconds", time.perf_counter() - started)
@@ -130,31 +139,41 @@ def distribution(knob: Knob) -> BaseDistribution:
 def _within_reach(
     study: optuna.Study,
     knobs: Mapping[str, Knob],
-    fitted: Fitted,
-    model: Any,
-    damage: Callable[[Any], Mapping[str, float]],
+    at: Callable[[float, Mapping[str, Any]], Mapping[str, float]],
     budget: Mapping[str, float],
-) -> dict[str, Knob]:
-    """The knobs with the strengths that matter; found once, then read from the journal."""
+) -> tuple[dict[str, BaseDistribution], float]:
+    """What to draw from, strength as a share of its largest, and the largest at default knobs.
+
+    Found once, then read from the journal. The first trial is the default.
+    """
+    others = {name: knob.default for name, knob in knobs.items() if name != "strength"}
     strength = knobs["strength"]
     limits = study.user_attrs.get("strengths")
     if limits is None:
-        others = {name: knob.default for name, knob in knobs.items() if name != "strength"}
-
-        def at(value: float) -> dict[str, float]:
-            with fitted.applied(model, value, **others) as changed:
-                return _damage(changed, damage, budget)
-
-        limits = reach(strength, at, budget)
+        limits = reach(strength, lambda value: at(value, others), budget)
         study.set_user_attr("strengths", limits)
     low, high = limits
-    narrowed = dataclasses.replace(
-        strength, default=min(max(strength.default, low), high), low=low, high=high
+    share = dataclasses.replace(
+        strength, default=min(max(strength.default, low), high) / high, low=low / high, high=1.0
     )
-    found = {**knobs, "strength": narrowed}
+    found = {**knobs, "strength": share}
     if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)) and not _finished(study):
         study.enqueue_trial({name: knob.default for name, knob in found.items()})
-    return found
+    return {name: distribution(knob) for name, knob in found.items()}, high
+
+
+def _scaled(
+    drawn: Mapping[str, Any],
+    knobs: Mapping[str, Knob],
+    high: float,
+    at: Callable[[float, Mapping[str, Any]], Mapping[str, float]],
+    budget: Mapping[str, float],
+) -> dict[str, Any]:
+    """A trial's knobs, its strength in the method's own units."""
+    others = {name: value for name, value in drawn.items() if name != "strength"}
+    if any(value != knobs[name].default for name, value in others.items()):
+        high = rescaled(knobs["strength"], high, lambda value: at(value, others), budget)
+    return {**drawn, "strength": drawn["strength"] * high}
 
 
 def _measure(
@@ -235,7 +254,7 @@ def _read(method: str, number: int, trial: FrozenTrial) -> Trial:
     return Trial(
         method=method,
         number=number,
-        knobs=dict(trial.params),
+        knobs={**trial.params, "strength": trial.user_attrs["strength"]},
         damage=dict(trial.user_attrs["damage"]),
         behaviour=trial.values[0] if trial.state == TrialState.COMPLETE else None,
         seconds=float(trial.user_attrs["seconds"]),

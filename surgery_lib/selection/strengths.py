@@ -1,7 +1,9 @@
 """Which strengths of a method are worth a trial, from damage alone.
 
-Every method has units of its own: for one, 1 is nothing, for another it is ruin. Trials spread over
-a range that somebody guessed would measure the guess.
+Every method has units of its own: for one, 1 is nothing, for another it is ruin; and its other
+knobs change what a unit does. Trials spread over a range that somebody guessed would measure the
+guess. So a knob's own limits only say where looking begins, but for a strength that is `bounded` by
+its nature.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,39 +16,98 @@ from surgery_lib.baselines.base import Knob
 GRID = 13
 # Strengths that do at most this share of its budget in every measure are idle.
 IDLE = 1 / 20
+# How often a strength is doubled or halved, at most, in search of what is beyond every budget.
+DOUBLINGS = 12
+# A doubling that raises no measure by more than this share is the last: the method is at its most.
+GROWTH = 0.01
+
+Damage = Callable[[float], Mapping[str, float]]
 
 
-def reach(
-    knob: Knob, damage: Callable[[float], Mapping[str, float]], budget: Mapping[str, float]
-) -> tuple[float, float]:
+class _Readings:
+    """Damage by strength, each read once, as shares of the budget of each measure."""
+
+    def __init__(self, damage: Damage, budget: Mapping[str, float]) -> None:
+        self._damage = damage
+        self._budget = budget
+        self._known: dict[float, list[float]] = {}
+
+    def __call__(self, strength: float) -> list[float]:
+        if strength not in self._known:
+            measures = self._damage(strength)
+            self._known[strength] = [measures[n] / limit for n, limit in self._budget.items()]
+        return self._known[strength]
+
+    def strong(self, strength: float) -> bool:
+        """Beyond every budget."""
+        return min(self(strength)) > 1
+
+    def idle(self, strength: float) -> bool:
+        """Hardly anything in every measure."""
+        return max(self(strength)) <= IDLE
+
+    def grew(self, before: float, after: float) -> bool:
+        """Whether more strength did more, or did too little before to tell."""
+        pairs = zip(self(before), self(after), strict=True)
+        return self.idle(before) or any(new > old * (1 + GROWTH) for old, new in pairs)
+
+
+def _risen(readings: _Readings, knob: Knob, strength: float) -> list[float]:
+    """Doublings of a strength, up to the first that is too strong, or to where more is no more."""
+    assert knob.high is not None
+    steps = [strength]
+    for _ in range(DOUBLINGS):
+        if readings.strong(steps[-1]) or (knob.bounded and steps[-1] >= knob.high):
+            break
+        steps.append(min(2 * steps[-1], knob.high) if knob.bounded else 2 * steps[-1])
+        if not readings.grew(*steps[-2:]):
+            break
+    return steps[1:]
+
+
+def reach(knob: Knob, damage: Damage, budget: Mapping[str, float]) -> tuple[float, float]:
     """The least and the largest strength worth trying: the last idle one, and the first too strong.
 
     Found by bisection, as damage rises with strength. Idle does at most `IDLE` of its budget in
-    every measure, too strong is beyond every budget; where there is none, the knob's own limit.
+    every measure, too strong is beyond every budget.
 
     Args:
         damage: Measures at a strength, with all those that `budget` names.
     """
     assert knob.low is not None and knob.high is not None
+    readings = _Readings(damage, budget)
     grid = np.geomspace(knob.low, knob.high, GRID).tolist()
-    shares: dict[int, list[float]] = {}
+    grid += _risen(readings, knob, grid[-1])
+    for _ in range(DOUBLINGS):
+        if readings.idle(grid[0]):
+            break
+        grid.insert(0, grid[0] / 2)
 
-    def share(place: int) -> list[float]:
-        if place not in shares:
-            measures = damage(grid[place])
-            shares[place] = [measures[name] / limit for name, limit in budget.items()]
-        return shares[place]
-
-    def count(holds: Callable[[int], bool]) -> int:
+    def count(holds: Callable[[float], bool]) -> int:
         """How many of the first strengths satisfy what only the first ones do."""
         low, high = 0, len(grid)
         while low < high:
             middle = (low + high) // 2
-            low, high = (middle + 1, high) if holds(middle) else (low, middle)
+            low, high = (middle + 1, high) if holds(grid[middle]) else (low, middle)
         return low
 
-    useful = count(lambda place: min(share(place)) <= 1)
-    idle = count(lambda place: max(share(place)) <= IDLE)
+    useful = count(lambda strength: not readings.strong(strength))
+    idle = count(readings.idle)
     # One step of the grid at least, where all are idle or all too strong.
     high = min(max(useful, 1), len(grid) - 1)
     return grid[min(max(idle - 1, 0), high - 1)], grid[high]
+
+
+def rescaled(knob: Knob, high: float, damage: Damage, budget: Mapping[str, float]) -> float:
+    """What the largest strength `high` of `reach` becomes where other knobs are set otherwise.
+
+    The least of its halvings and doublings that is beyond every budget; where none is, the last.
+    """
+    readings = _Readings(damage, budget)
+    if not readings.strong(high):
+        return [high, *_risen(readings, knob, high)][-1]
+    for _ in range(DOUBLINGS):
+        if not readings.strong(high / 2):
+            break
+        high /= 2
+    return high

@@ -65,7 +65,7 @@ class Table:
             unit=self.unit,
             matrix=self.matrix,
             row_norm=self.row_norm,
-            about=asdict(point),
+            about=asdict(point) | self.probes[point.probe].origin,
         )
 
 

@@ -21,6 +21,8 @@ from surgery_lib.errors import UserError
 from surgery_lib.surgery.estimators import ESTIMATORS
 
 Direction = Literal["difference", "paper"]
+# What a probe's `start` is of, as the paper writes it.
+STARTED = {"row": "W1", "difference": "W1 − W0"}
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,8 @@ class Probe:
 
     `direction` (width,), float32, points towards the behaviour; surgery uses it. `classifier`
     (width,) and `bias` decide: a score above zero says that the text shows the behaviour. The two
-    vectors are the same but for `direction="paper"`.
+    vectors are the same but for `direction="paper"`. `start`: cosines of a trained head with its
+    own random start, of the undesired row ("row") and of the difference of both ("difference").
     """
 
     direction: Tensor
@@ -40,11 +43,17 @@ class Probe:
     behaviour: str = ""
     pooling: str = "mean"
     metrics: Mapping[str, float] = field(default_factory=dict)
+    start: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
         """Names the candidate in files and figures."""
         return f"{self.estimator}@{self.layer}"
+
+    @property
+    def origin(self) -> dict[str, float]:
+        """`start` in the words of tables and cards; empty where training had no random start."""
+        return {f"cosine of {STARTED[row]} with its start": at for row, at in self.start.items()}
 
     def score(self, states: Tensor) -> Tensor:
         """Signed score of pooled states (texts, width): (texts,). UserError on another width."""
@@ -89,7 +98,8 @@ def fit(
     numbers = list(range(states.shape[1])) if layers is None else list(layers)
     solutions = ESTIMATORS[estimator](states.float(), y, seed)
     probes = []
-    for layer, (rows, biases) in zip(numbers, solutions, strict=True):
+    for layer, solution in zip(numbers, solutions, strict=True):
+        rows, biases = solution.rows, solution.biases
         difference, offset = rows[1] - rows[0], float(biases[1] - biases[0])
         norm = float(difference.norm())
         if not np.isfinite(norm) or norm == 0:
@@ -105,6 +115,7 @@ def fit(
                 estimator=estimator,
                 behaviour=behaviour,
                 pooling=pooling,
+                start=solution.start,
             )
         )
     _warn_of_polarity(probes, states, y)
@@ -166,7 +177,7 @@ def fit_all(
 
 
 def _warn_of_polarity(probes: Sequence[Probe], states: Tensor, y: Tensor) -> None:
-    """A few hundred steps of 1e-4 may leave a softmax probe pointing where its start pointed."""
+    """Classes that hardly differ may leave a softmax probe pointing where its start pointed."""
     wrong = [
         probe.name
         for index, probe in enumerate(probes)
@@ -244,6 +255,7 @@ def save(path: Path | str, probes: Sequence[Probe]) -> None:
             "behaviour": probe.behaviour,
             "pooling": probe.pooling,
             "metrics": dict(probe.metrics),
+            "start": dict(probe.start),
         }
         header[probe.name] = files.dumps(about)
     files.write_tensors(path, tensors, header)

@@ -1,12 +1,13 @@
 """Methods that edit weights or hook modules: identity, exact bakes, whitelists, undo."""
 
 import architectures
+import numpy as np
 import pytest
 import torch
 from architectures import Letters, build, same_bits, state
 from sklearn.linear_model import LogisticRegression
 
-from surgery_lib.baselines import BASELINES, Labelled
+from surgery_lib.baselines import BASELINES, Labelled, feature_subtraction, iti
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
@@ -200,9 +201,28 @@ def test_head_probes_are_logistic_regressions_of_the_last_token():
     unit = mass / mass.norm()
     expected = unit * (x @ unit).std()
     assert torch.allclose(found.shifts["mass_mean"][1, 1], expected, atol=1e-5)
-    assert LogisticRegression(max_iter=1000).fit(x.numpy(), DATA.labels).score(
-        x.numpy(), DATA.labels
-    ) == pytest.approx(1.0)
+    # The probe of that very head: fitted without the texts held out, scored on them alone.
+    labels = np.asarray(DATA.labels)
+    held = iti._held_out(labels, 0)
+    assert held.sum() == 4
+    values = x.double().numpy()
+    theirs = LogisticRegression(max_iter=1000).fit(values[~held], labels[~held])
+    unit = torch.from_numpy(theirs.coef_[0]).float()
+    unit = unit / unit.norm()
+    expected = unit * (x @ unit).std()
+    torch.testing.assert_close(found.shifts["probe"][1, 1], expected, atol=1e-5, rtol=1e-3)
+    assert float(found.accuracy[1, 1]) == pytest.approx(theirs.score(values[held], labels[held]))
+    # And of no other head.
+    assert not torch.allclose(found.shifts["probe"][1, 2], expected, atol=1e-3)
+
+
+def test_the_singular_vector_of_value_vectors_does_not_hear_the_longest():
+    model = build("llama")
+    found = FeatureSubtraction().fit(model, Letters(), DATA).vectors
+    with torch.no_grad():  # a value vector of another direction, and a hundred times as long
+        model.model.layers[0].mlp.down_proj.weight[:, 3] *= 100
+    after = feature_subtraction._values(model, found["probe"])
+    assert torch.cosine_similarity(found["svd"], after["svd"], dim=0) > 0.999
 
 
 def test_wanda_zeroes_the_lowest_fraction_of_each_row():
@@ -244,6 +264,15 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
     assert torch.allclose(edited, gates, atol=1e-6)
     assert found.cost().parameters == len(rows) * architectures.WIDTH
     assert set(SURGERY_PAPER.knobs) == {"strength"}
+
+
+def test_the_paper_s_form_and_its_control_of_random_rows_stand_on_a_trained_probe(fitted):
+    _, methods = fitted
+    ours, control = methods["surgery_paper"], methods["surgery_random_rows"]
+    assert torch.equal(ours.directions["paper"], control.directions["paper"])
+    for one in (ours, control):
+        assert one.start == one.starts["paper"][-1] and one.start["difference"] < 0.7
+    assert not methods["surgery"].start and not methods["surgery_random_direction"].start
 
 
 def test_a_depth_window_keeps_the_edit_in_its_blocks():

@@ -11,7 +11,7 @@ import torch
 
 from surgery_lib.baselines import circuit_breakers, dinm, dpo, gmt, lorra, pairs, spring
 from surgery_lib.baselines.base import Labelled
-from surgery_lib.baselines.outputs import block_outputs
+from surgery_lib.baselines.outputs import at_depths, block_outputs
 from surgery_lib.baselines.registry import METHODS
 from surgery_lib.baselines.training import (
     Course,
@@ -39,7 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "dpo": {"samples": 2, "new_tokens": 4},
     "dinm": {"samples": 2, "new_tokens": 4, "examples": 2},
     "gmt": {"source": "texts"},
-    "spring": {"length": 4},
+    "spring": {"length": 4, "samples": 2, "new_tokens": 4},
 }
 TRAINED = {
     name: entry.method
@@ -353,15 +353,24 @@ def test_masks_reach_gate_rows_in_every_layout(name: str, masks: Any) -> None:
     assert inside == sum(int(mask.sum()) for mask in drawn.values()) == total // 4
 
 
+def soft_prompt(model: Any, tokenizer: Any) -> spring.SoftPrompt:
+    rows = encode(model, tokenizer, CIVIL, 24)
+    course = Course(model, tokenizer, DATA, training=QUICK)
+    return spring.train(course, rows, [5] * len(rows), length=4)
+
+
 def test_no_virtual_tokens_is_the_model_itself_and_weights_stay(tiny: Any) -> None:
     model, tokenizer = tiny
     before, ids = model_hash(model), some_ids(tokenizer)
-    prompt = spring.train(Course(model, tokenizer, DATA, training=QUICK), CIVIL, length=4)
+    plain = logits(model, ids)
+    prompt = soft_prompt(model, tokenizer)
     assert model_hash(model) == before
     with prompt.applied(model, 0):
-        assert torch.equal(logits(model, ids), logits(model, ids))
+        assert torch.equal(logits(model, ids), plain)
     with prompt.applied(model, 2):
         two = logits(model, ids)
+    assert not torch.allclose(two, plain, atol=1e-3)
+    assert torch.equal(logits(model, ids), plain)
     longer = spring.SoftPrompt(torch.cat([prompt.embeddings[:2], torch.randn(5, 32)]))
     with longer.applied(model, 2):  # the first k do not depend on those after them
         assert torch.equal(logits(model, ids), two)
@@ -406,6 +415,41 @@ def test_virtual_tokens_are_read_like_real_ones(name: str) -> None:
     assert torch.equal(written, plain) and torch.equal(uncached, plain)
 
 
+@pytest.mark.parametrize("name", ["llama", "gpt2", "gpt_neox"])
+def test_virtual_tokens_stand_after_padding_and_the_start_token(name: str) -> None:
+    model = architectures.build(name)
+    start = model.config.bos_token_id
+    short, long = [start, 20, 21, 22], [start, 30, 31, 32, 33, 34]
+    virtual = [11, 12, 13]
+    prompt = spring.SoftPrompt(model.get_input_embeddings().weight.detach()[virtual])
+    padded = torch.tensor([[0, 0, *short], long])
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1] * 6])
+    with prompt.applied(model):
+        found = logits(model, padded, attention_mask=mask)
+        options: dict[str, Any] = {"max_new_tokens": 5, "do_sample": False, "eos_token_id": None}
+        written = model.generate(input_ids=padded, attention_mask=mask, **options)[:, 6:]
+    for row, ids in enumerate((short, long)):
+        whole = torch.tensor([[start, *virtual, *ids[1:]]])
+        expected = logits(model, whole)[0]
+        expected = torch.cat([expected[:1], expected[4:]])
+        torch.testing.assert_close(found[row, -len(ids) :], expected, atol=1e-5, rtol=1e-4)
+        assert torch.equal(written[row], model.generate(input_ids=whole, **options)[0, -5:])
+
+
+def test_only_the_completion_is_learnt(tiny: Any) -> None:
+    model, tokenizer = tiny
+    rows = encode(model, tokenizer, CIVIL, 24)
+    # Other prompts of the same lengths and completions change what is read, never what is predicted
+    # first: the loss of a row whose completion is one token is that token's alone.
+    starts = [len(ids) - 1 for ids in rows]
+    one = Training(steps=1, lr=0.0, batch=4, progress=False)
+    course = Course(model, tokenizer, DATA, training=one)
+    found = spring.train(course, rows, starts, length=2, any_k=False)
+    with torch.no_grad(), found.applied(model):
+        read_ = [logits(model, torch.tensor([ids]))[0, -2].log_softmax(-1)[ids[-1]] for ids in rows]
+    assert found.losses[0] == pytest.approx(-float(sum(read_)) / len(rows), rel=1e-4)
+
+
 def test_generation_with_virtual_tokens_does_not_depend_on_the_batch(tiny: Any) -> None:
     model, tokenizer = tiny
     prompt = spring.SoftPrompt(torch.randn(3, 32))
@@ -439,18 +483,21 @@ def test_rerouting_starts_at_one_and_retaining_at_zero(tiny: Any) -> None:
 def test_rerouting_leaves_its_starting_point_though_the_cosine_is_flat_there(tiny: Any) -> None:
     model, tokenizer = tiny
     rows = encode(model, tokenizer, BAD, 24)
-    fitted = fit("circuit_breakers", model, tokenizer)
     with block_outputs(model) as outputs, torch.no_grad():
         _, ids, lengths = read(model, rows, Spent())
         before = list(outputs)
-        mask = torch.arange(ids.shape[1]) < lengths[:, None]
-        with fitted.applied(model, 1.0):
+    mask = torch.arange(ids.shape[1]) < lengths[:, None]
+
+    def turned(**settings: Any) -> list[float]:
+        fitted = fit("circuit_breakers", model, tokenizer, batch=4, **settings)
+        with block_outputs(model) as outputs, torch.no_grad(), fitted.applied(model, 1.0):
             read(model, rows, Spent())
-        turned = [
-            float(circuit_breakers.reroute(now, then, mask))
-            for now, then in zip(outputs, before, strict=True)
-        ]
-    assert min(turned) < 0.99
+            where = at_depths(model, circuit_breakers.DEPTHS)
+            return [float(circuit_breakers.reroute(outputs[b], before[b], mask)) for b in where]
+
+    # The nudge alone turns states a little; training turns them away.
+    nudged, trained = turned(steps=0), turned(steps=20)
+    assert min(nudged) > 0.9 and max(trained) < min(nudged) - 0.1
 
 
 def test_the_target_of_lorra_is_the_shifted_original(tiny: Any) -> None:

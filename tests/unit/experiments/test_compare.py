@@ -131,6 +131,25 @@ def test_the_recommended_form_stands_beside_the_papers() -> None:
     assert (ours, theirs, n) == ("10.0", "50.0", "100") and difference.startswith("-40.0 [")
 
 
+def test_what_is_left_of_a_probes_random_start_stands_under_the_table() -> None:
+    start = {"row": 0.17, "difference": 0.05}
+    outcomes = [outcome("surgery", [1, 0]), outcome("surgery_paper", [1, 1]) | {"start": start}]
+    base = outcome("base", [1, 1])["points"][0]
+    text = comparison.table(outcomes, base, "context_kl", "exact")
+    assert "W1 0.17 and W1 − W0 0.05 (surgery paper)" in text
+    assert "start" not in comparison.table(outcomes[:1], base, "context_kl", "exact")
+
+
+def test_what_a_method_read_beside_the_texts_stands_under_the_table() -> None:
+    more = {"prompts": 128, "samples": 1024, "needs_gradients": True}
+    outcomes = [outcome("surgery", [1, 0]), outcome("dpo", [1, 1], **more)]
+    outcomes.append(outcome("gmt", [1, 1], **more))
+    base = outcome("base", [1, 1])["points"][0]
+    text = comparison.table(outcomes, base, "context_kl", "exact")
+    said = "128 training prompts that trigger the behaviour, 1,024 completions of the model's own"
+    assert f"{said} (dpo, gmt)" in text
+
+
 def test_unknown_methods_are_refused() -> None:
     with pytest.raises(UserError, match="caa"):
         compare.checked(["cca"])

@@ -95,6 +95,13 @@ def test_every_operation_of_the_paper_and_every_table(
     table = protocol_tables.overview(plain)
     for protocol in PROTOCOLS:
         assert f"| {protocol} |" in table
+    row = next(line for line in table.splitlines() if "realtoxicity-standard" in line)
+    cells = [cell.strip() for cell in row.split("|")]
+    held = plain["less toxicity"]["protocols"]["realtoxicity-standard"]
+    # What is shown is what the p beside it tests: the prompts' highest scores, and no share.
+    for cell, at in zip(cells[5:7], ("base", "edited"), strict=True):
+        assert cell.startswith(f"{held['against_base']['all'][at]:.3f} [")
+    assert cells[4].endswith("expected maximum (no %)")
     behaviours = {one.name: one.behaviours for one in found}
     profile = theatre.profile
     texts = [

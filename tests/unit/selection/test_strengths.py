@@ -1,38 +1,70 @@
 """The range of strengths that a search draws from: found from damage, with few readings."""
 
-import numpy as np
+import dataclasses
+
 import pytest
 
 from surgery_lib.baselines import Knob
-from surgery_lib.selection.strengths import GRID, IDLE, reach
+from surgery_lib.selection.strengths import DOUBLINGS, GRID, IDLE, reach, rescaled
 
 KNOB = Knob(1.0, low=0.01, high=10.0, log=True)
 BUDGET = {"first": 0.1, "context": 0.1}
 STEP = (KNOB.high / KNOB.low) ** (1 / (GRID - 1))
 
 
-@pytest.mark.parametrize("scale", [1e-3, 1e-2, 0.1, 1.0, 30.0])
-def test_it_spans_from_idle_to_beyond_every_budget(scale):
-    read = []
-
+def square(scale, read=None):
     def damage(strength):
-        read.append(strength)
+        if read is not None:
+            read.append(strength)
         return {"first": scale * strength**2, "context": 3 * scale * strength**2}
 
-    low, high = reach(KNOB, damage, BUDGET)
-    assert KNOB.low <= low < high <= KNOB.high * (1 + 1e-9)
+    return damage
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 1e-2, 0.1, 1.0, 30.0, 1e5])
+def test_it_spans_from_idle_to_beyond_every_budget(scale):
+    read = []
+    low, high = reach(KNOB, square(scale, read), BUDGET)
     top = (BUDGET["first"] / scale) ** 0.5  # where the gentler measure meets its budget
     idle = (IDLE * BUDGET["context"] / (3 * scale)) ** 0.5  # where the harsher one begins
-    if KNOB.low * STEP < idle and top < KNOB.high / STEP:
-        assert idle / STEP <= low <= idle and top <= high <= top * STEP
-    assert len(read) == len(set(read)) <= 2 * int(np.ceil(np.log2(GRID + 1)))
+    coarse = max(STEP, 2)
+    assert idle / coarse <= low <= idle < top <= high <= top * coarse
+    assert len(read) == len(set(read)) <= 26
+
+
+def test_a_bounded_strength_ends_at_its_limit():
+    bounded = dataclasses.replace(KNOB, bounded=True)
+    _, high = reach(bounded, square(1e-6), BUDGET)
+    assert high == pytest.approx(KNOB.high)
+    assert rescaled(bounded, high / 3, square(1e-6), BUDGET) == pytest.approx(KNOB.high)
 
 
 def test_a_method_that_does_no_damage_is_tried_where_it_is_strongest():
     low, high = reach(KNOB, lambda _: {"first": 0.0, "context": 0.0}, BUDGET)
-    assert high == pytest.approx(KNOB.high) and low == pytest.approx(KNOB.high / STEP)
+    assert high == pytest.approx(KNOB.high * 2**DOUBLINGS) and low == pytest.approx(high / 2)
 
 
 def test_a_method_that_ruins_at_once_is_tried_where_it_is_weakest():
     low, high = reach(KNOB, lambda _: {"first": 1e300, "context": 1e300}, BUDGET)
-    assert low == pytest.approx(KNOB.low) and high == pytest.approx(KNOB.low * STEP)
+    assert low == pytest.approx(KNOB.low / 2**DOUBLINGS) and high == pytest.approx(2 * low)
+
+
+def test_where_more_is_no_more_doubling_ends():
+    read = []
+
+    def damage(strength):
+        read.append(strength)
+        return {"first": min(0.02, strength), "context": min(0.05, strength)}
+
+    _, high = reach(KNOB, damage, BUDGET)
+    assert high <= 2 * KNOB.high * (1 + 1e-9) and max(read) <= 2 * KNOB.high * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1e-3, 0.1, 30.0])
+def test_the_largest_strength_follows_the_scale(scale):
+    read = []
+    _, high = reach(KNOB, square(0.1), BUDGET)
+    top = (BUDGET["first"] / scale) ** 0.5
+    found = rescaled(KNOB, high, square(scale, read), BUDGET)
+    assert top < found <= 2 * top and len(read) == len(set(read))
+    assert found == high if scale == 0.1 else found != high

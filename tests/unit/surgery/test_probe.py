@@ -10,15 +10,18 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
 from surgery_lib.errors import UserError
+from surgery_lib.models import load_model
+from surgery_lib.models.activations import pooled_states
+from surgery_lib.patient import world
 from surgery_lib.surgery import estimators, probe
 
 WIDTH = 16
 
 
 @pytest.fixture
-def fast(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A larger step: 1e-4 needs thousands of texts to leave the random start behind."""
-    monkeypatch.setattr(estimators, "PAPER_LEARNING_RATE", 3e-3)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nine epochs alone: for what does not depend on how well the probe is trained."""
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 1)
 
 
 def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -32,10 +35,12 @@ def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tenso
 
 
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
-def test_planted_direction_is_found(estimator: str, fast: None) -> None:
+def test_planted_direction_is_found(estimator: str) -> None:
     states, labels, directions = planted()
     for layer, found in enumerate(probe.fit(states, labels, estimator=estimator)):
-        assert torch.cosine_similarity(found.direction, directions[layer], dim=0) > 0.99
+        # The softmax keeps a little of its random start, across what the labels decide.
+        least = 0.94 if estimator == "softmax" else 0.99
+        assert torch.cosine_similarity(found.direction, directions[layer], dim=0) > least
         assert found.layer == layer and found.direction.dtype == torch.float32
         assert float(found.direction.norm()) == pytest.approx(1, abs=1e-5)
         metrics = probe.measure(found, states[:, layer], labels)
@@ -43,7 +48,8 @@ def test_planted_direction_is_found(estimator: str, fast: None) -> None:
 
 
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
-def test_polarity_is_towards_label_one(estimator: str, fast: None) -> None:
+def test_polarity_is_towards_label_one(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 3000)
     states, labels, _ = planted(400, gap=4)
     (first, _) = probe.fit(states, labels, estimator=estimator)
     (swapped, _) = probe.fit(states, 1 - labels, estimator=estimator)
@@ -52,7 +58,7 @@ def test_polarity_is_towards_label_one(estimator: str, fast: None) -> None:
         assert along[y == 1].mean() > along[y == 0].mean()
 
 
-def authors_recipe(states: Tensor, labels: Tensor, seed: int) -> list[nn.Linear]:
+def authors_recipe(states: Tensor, labels: Tensor, seed: int, epochs: int) -> list[nn.Linear]:
     """The recipe layer by layer with torch's own parts, given the same start and order."""
     generator = torch.Generator().manual_seed(seed)
     count, layers, width = states.shape
@@ -60,7 +66,7 @@ def authors_recipe(states: Tensor, labels: Tensor, seed: int) -> list[nn.Linear]
         -(width**-0.5), width**-0.5, generator=generator
     )
     biases = torch.empty(layers, 1, 2).uniform_(-(width**-0.5), width**-0.5, generator=generator)
-    orders = [torch.randperm(count, generator=generator) for _ in range(9)]
+    orders = [torch.randperm(count, generator=generator) for _ in range(epochs)]
     heads = []
     for layer in range(layers):
         head = nn.Linear(width, 2)
@@ -76,18 +82,58 @@ def authors_recipe(states: Tensor, labels: Tensor, seed: int) -> list[nn.Linear]
     return heads
 
 
-def test_polarity_that_training_left_wrong_is_said() -> None:
-    # 30 texts are 18 steps of 1e-4: the random start decides, and on some layers against label 1.
+def test_polarity_that_training_left_wrong_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    # 30 texts in nine epochs are 18 steps of 1e-4: the random start decides.
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 1)
     states, labels, _ = planted(texts=30, layers=8, gap=0.5)
     with pytest.warns(UserWarning, match="point away from the behaviour"):
         probe.fit(states, labels, estimator="softmax")
 
 
-def test_softmax_is_the_papers_recipe() -> None:
+def test_as_many_steps_as_on_the_papers_corpus() -> None:
+    assert estimators.steps(16_000) == 9000
+    assert estimators.steps(600) == 38 * 237 and estimators.steps(32_000) == 18_000
+    states, labels, _ = planted(320)
+    for found in probe.fit(states, labels, direction="paper"):
+        assert abs(found.start["difference"]) < 0.6 and abs(found.start["row"]) < 0.8
+        assert list(found.origin.values()) == [found.start["row"], found.start["difference"]]
+        assert torch.cosine_similarity(found.direction, found.classifier, dim=0) > 0.6
+    assert probe.fit(states, labels, estimator="lda")[0].start == {}
+
+
+def test_cosine_with_the_start_is_near_one_where_little_is_learnt(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 1)
+    states, labels, _ = planted(64)
+    for found in probe.fit(states, labels):
+        assert found.start["row"] > 0.99 and found.start["difference"] > 0.99
+
+
+def test_on_the_patient_training_leaves_the_start_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = load_model("embedded:patient")
+    examples = world.behaviour("toxicity").examples["train"][:400]
+    texts, labels = [one.text for one in examples], [one.label for one in examples]
+    states = pooled_states(model, tokenizer, texts, layers=[8], progress=False)
+    logistic = probe.fit(states, labels, estimator="logistic")
+    trained = probe.fit(states, labels, direction="paper")
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 1)  # nine epochs of these few texts
+    short = probe.fit(states, labels, direction="paper")
+    for one, few, other in zip(trained, short, logistic, strict=True):
+        found, before = (
+            torch.cosine_similarity(p.direction, other.direction, 0) for p in (one, few)
+        )
+        assert found > 0.7 and found > before + 0.4
+        assert one.start["row"] < 0.4 and abs(one.start["difference"]) < 0.3
+        assert few.start["row"] > 0.85 and few.start["difference"] > 0.75
+
+
+def test_softmax_is_the_papers_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "PAPER_STEPS", 260)  # 20 epochs of 13 batches
     states, labels, _ = planted(200)
     by_difference = probe.fit(states, labels, seed=3)
     by_row = probe.fit(states, labels, seed=3, direction="paper")
-    for layer, head in enumerate(authors_recipe(states, labels, 3)):
+    for layer, head in enumerate(authors_recipe(states, labels, 3, 20)):
         weight, bias = head.weight.data, head.bias.data
         torch.testing.assert_close(by_row[layer].direction, weight[1], atol=1e-5, rtol=1e-4)
         difference = weight[1] - weight[0]
@@ -123,7 +169,7 @@ def test_mean_difference_is_the_difference_of_means() -> None:
 
 
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
-def test_same_seed_same_probe(estimator: str) -> None:
+def test_same_seed_same_probe(estimator: str, short: None) -> None:
     states, labels, _ = planted(200)
     first = probe.fit(states, labels, estimator=estimator, seed=5)
     second = probe.fit(states, labels, estimator=estimator, seed=5)
@@ -175,13 +221,13 @@ def test_unknown_estimator_and_direction() -> None:
         probe.fit(states, labels, estimator="lda", direction="paper")
 
 
-def test_probe_of_another_width() -> None:
+def test_probe_of_another_width(short: None) -> None:
     states, labels, _ = planted(50)
     with pytest.raises(UserError, match=f"{WIDTH} wide, the states 8"):
         probe.fit(states, labels)[0].score(torch.randn(3, 8))
 
 
-def test_save_and_load(tmp_path: Path) -> None:
+def test_save_and_load(tmp_path: Path, short: None) -> None:
     states, labels, _ = planted(100, layers=12)
     probes = probe.fit(states, labels, behaviour="toxicity", pooling="last", direction="paper")
     path = tmp_path / "probe.safetensors"
@@ -194,6 +240,7 @@ def test_save_and_load(tmp_path: Path) -> None:
         assert torch.equal(one.classifier, other.classifier)
         assert (one.bias, one.layer, one.pooling) == (other.bias, other.layer, other.pooling)
         assert (one.estimator, one.behaviour) == (other.estimator, other.behaviour)
+        assert set(other.start) == {"row", "difference"} and other.start == one.start
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(UserError, match="not a whole safetensors file"):
         probe.load(path)
