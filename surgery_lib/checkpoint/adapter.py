@@ -20,6 +20,7 @@ from surgery_lib.surgery import Surgery
 from surgery_lib.surgery.checks import check_edit
 
 PREFIX = "base_model.model."
+Factors = dict[str, tuple[layout.Place, Tensor, Tensor]]
 
 
 def export_adapter(
@@ -37,16 +38,12 @@ def export_adapter(
 
     Raises UserError where there is no edit, or one is for another shape of model or width.
     """
-    edits = [edits] if isinstance(edits, Surgery) else list(edits)
-    if not edits:
-        raise UserError("there is no surgery to export; give at least one")
-    model = model if isinstance(model, nn.Module) else _skeleton(model)
-    factors: dict[str, tuple[layout.Place, Tensor, Tensor]] = {}
-    for rank, edit in enumerate(edits):
-        _add(factors, model, edit, rank, len(edits))
+    model = model if isinstance(model, nn.Module) else skeleton(model)
+    factors = low_rank(edits, model)
     # peft takes a module called gate_proj in a mixture of experts for the experts' own, so there
     # every weight is named as a parameter.
     mixture = any(rows.place.stacked for rows in layout.weight_rows(model, editable=False))
+    rank = next(iter(factors.values()))[1].shape[1]
     modules = {name: name.rpartition(".")[0] for name in factors}
     if len(set(modules.values())) < len(factors):
         raise UserError(
@@ -57,8 +54,8 @@ def export_adapter(
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base or getattr(model, "name_or_path", "") or None,
-        "r": len(edits),
-        "lora_alpha": len(edits),  # scaling is alpha / r
+        "r": rank,
+        "lora_alpha": rank,  # scaling is alpha / r
         "lora_dropout": 0.0,
         "bias": "none",
         "fan_in_fan_out": any(place.transposed for place, *_ in factors.values()),
@@ -78,8 +75,25 @@ def export_adapter(
     return folder
 
 
+def low_rank(edits: Surgery | Sequence[Surgery], model: nn.Module) -> Factors:
+    """What the edits add, by parameter, and where it lies in it.
+
+    A is (experts, ranks, in), B (experts, out, ranks). `model` may be without weights. UserError
+    where there is no edit, or one is for another shape.
+    """
+    edits = [edits] if isinstance(edits, Surgery) else list(edits)
+    if not edits:
+        raise UserError("there is no surgery to export; give at least one")
+    factors: Factors = {}
+    for rank, edit in enumerate(edits):
+        _add(factors, model, edit, rank, len(edits))
+    if not factors:
+        raise UserError("this surgery moves no row, so there is nothing to export; find another")
+    return factors
+
+
 def _add(
-    factors: dict[str, tuple[layout.Place, Tensor, Tensor]],
+    factors: Factors,
     model: nn.Module,
     edit: Surgery,
     rank: int,
@@ -120,7 +134,7 @@ def _flat_b(b: Tensor) -> Tensor:
     return b.permute(1, 2, 0).flatten(1)
 
 
-def _skeleton(folder: Path | str) -> Any:
+def skeleton(folder: Path | str) -> Any:
     """A model without weights, from its config."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from surgery_lib import surgery
 from surgery_lib.checkpoint import card as cards
-from surgery_lib.checkpoint import copying
+from surgery_lib.checkpoint import copying, undo
 from surgery_lib.checkpoint.shards import Checkpoint, Matrix, mapped
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
@@ -35,14 +35,16 @@ def operate(
     *,
     force: bool = False,
     card: str | None = None,
+    keep: bool = False,
     progress: bool = True,
 ) -> Path:
     """Write an edited copy of a checkpoint; returns its folder.
 
     `card` is Markdown about measured effects for the model card, README.md; the parent's card is
-    kept as README.parent.md. Until everything is written and on the disk, the copy lies in a hidden
-    folder beside `destination`, without config; what an interrupted call left there is removed by
-    the next. The source is only read.
+    kept as README.parent.md. With `keep` the copy carries the patch and the rows as they were, in a
+    folder of their own, so that `undo.undo` can restore the source bit for bit. Until everything is
+    written and on the disk, the copy lies in a hidden folder beside `destination`, without config;
+    what an interrupted call left there is removed by the next. The source is only read.
 
     Raises UserError where the destination exists, the source is not whole, quantized, not
     safetensors or of an unknown layout, the disk is too full, or the surgery was made for another
@@ -68,6 +70,8 @@ def operate(
         _edit(checkpoint, matrices, edit, folder, progress)
         cards.write(checkpoint, edit, total, folder, card)
         copying.copy_others(checkpoint.folder, folder)
+        if keep:
+            undo.keep_rows(checkpoint, matrices, edit, folder)
     return destination
 
 

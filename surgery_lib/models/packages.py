@@ -42,6 +42,17 @@ def resolve(name: str) -> Path:
     return _assembled(package, file, held)
 
 
+def original(name: str) -> Path | None:
+    """The whole GGUF file that a model's name stands for; None where it comes as something else."""
+    prefix, _, rest = name.partition(":")
+    if prefix == "package":
+        package, _, file = rest.partition("/")
+        entries = [entry for entry in _distribution(package).files or () if _ends(str(entry), file)]
+        return Path(str(entries[0].locate())) if entries and file.endswith(gguf.SUFFIX) else None
+    path = Path(name).expanduser()
+    return gguf.inside(path) if path.exists() else None
+
+
 def _assembled(package: str, file: str, held: Distribution) -> Path:
     """A file in parts, of whose packages the first one names the whole file's hash."""
     sums = [entry for entry in held.files or () if entry.name == "SHA256SUMS"]

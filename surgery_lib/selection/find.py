@@ -10,22 +10,22 @@ result reports is measured on the other half, which nothing was chosen on.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from surgery_lib import files
-from surgery_lib.behaviour import BehaviourData
+from surgery_lib.data.contrast import answers
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Meter
-from surgery_lib.evaluation.statistics import Paired
 from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import Choice, choose
+from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.texts import behaviour_data
 from surgery_lib.surgery import Surgery
@@ -52,80 +52,14 @@ SEARCH: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Found:
-    """What a search found. `surgery` is None where nothing stays within the budget.
-
-    `before` and `after` are shares of test prompts that show the behaviour, with 95 % intervals;
-    `difference` is paired; `damage` is what the edit does elsewhere, on test texts; `front` are the
-    measured points that no other beats; `examples` are test prompts with both continuations.
-    """
-
-    surgery: Surgery | None
-    before: Mapping[str, Any]
-    after: Mapping[str, Any] | None
-    difference: Paired | None
-    damage: Mapping[str, Any] | None
-    front: Sequence[Mapping[str, Any]]
-    choice: Choice
-    data: BehaviourData
-    examples: Sequence[Mapping[str, str]]
-    scorer: str
-    advice: str = ""
-    seconds: float = 0.0
-
-    def table(self) -> str:
-        """Before and after as Markdown; the front and what to change where there is no surgery."""
-        lines = ["| | before | after |", "|---|---:|---:|"]
-        if self.after is None or self.damage is None:
-            lines = ["| probe | rows, % | strength | behaviour, % | budget spent, % |"]
-            lines.append("|---|---:|---:|---:|---:|")
-            lines += [
-                f"| {p['probe']} | {100 * p['fraction']:g} | {p['strength']:g} "
-                f"| {100 * p['rate']['value']:.1f} | {100 * p['spent']:.0f} |"
-                for p in self.front
-            ]
-            return "\n".join([*lines, "", self.advice])
-        lines.append(
-            f"| behaviour, % of {self.before['n']} prompts | {_percent(self.before)} "
-            f"| {_percent(self.after)} |"
-        )
-        if perplexity := self.damage.get("perplexity"):
-            base = perplexity["value"] / (1 + self.damage["perplexity_rise"])
-            lines.append(
-                f"| perplexity of harmless text | {base:.2f} | {perplexity['value']:.2f} |"
-            )
-        for key, name in (("context_kl", "in context"), ("first_token_kl", "first token")):
-            if held := self.damage.get(key):
-                lines.append(
-                    f"| divergence {name}, nats | 0 | {held['value']:.4f} "
-                    f"[{held['low']:.4f}, {held['high']:.4f}] |"
-                )
-        return "\n".join(lines)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON: everything but the patch and the texts."""
-        return {
-            "scorer": self.scorer,
-            "before": self.before,
-            "after": self.after,
-            "difference": self.difference.as_dict() if self.difference else None,
-            "damage": self.damage,
-            "budget": self.choice.budget.model_dump(mode="json"),
-            "front": list(self.front),
-            "data": self.data.fingerprint,
-            "advice": self.advice,
-            "seconds": self.seconds,
-        }
-
-
 def find_surgery(
     model: PreTrainedModel,
     tokenizer: Any,
-    positive: Sequence[str],
-    negative: Sequence[str],
+    positive: Sequence[str] = (),
+    negative: Sequence[str] = (),
     *,
     prompts: Sequence[str] | None = None,
+    contrast: tuple[str, str] | None = None,
     scorer: Scorer | None = None,
     budget: Budget | Mapping[str, Any] | None = None,
     clean: Sequence[str] | None = None,
@@ -143,6 +77,9 @@ def find_surgery(
         prompts: Texts to go on from that provoke the behaviour, 10 or more, as the model reads
             them (`models.generation.chat_prompt` for a chat model); by default the first halves of
             the positive texts that the probe is not fitted on.
+        contrast: In place of texts, two instructions: the first makes a chat model show the
+            behaviour, the second makes it answer without; `prompts` are then what it is asked, bare
+            (`data.contrast`).
         scorer: Text → [0, 1]; by default one learned from the words of these texts.
         budget: The damage allowed; a `Budget` or its fields.
         clean: Harmless prose to measure damage on; by default negative texts that were held out.
@@ -150,21 +87,24 @@ def find_surgery(
         say: Gets the estimate of time, before the search starts.
 
     Raises:
-        UserError: Too few texts or prompts, or one text under both labels.
+        UserError: Too few texts or prompts, one text under both labels, or texts and a contrast.
     """
     started = time.perf_counter()
-    settings = _settings(model, profile, budget)
+    settings = settings_for(model, profile, budget)
+    learned: tuple[Sequence[str], Sequence[str]] = (positive, negative)
+    if contrast is not None:
+        if positive or negative:
+            raise UserError("texts and a contrast are given; give one of the two")
+        say("answering every prompt under both instructions")
+        made = answers(model, tokenizer, prompts or (), *contrast)
+        positive, negative, prompts = made.positive, made.negative, made.prompts
+        learned = made.answers
     data = behaviour_data(name, positive, negative, prompts, clean, seed)
     spec = Behaviour.model_validate(
         {**SEARCH["behaviours"]["own"], "max_new_tokens": max_new_tokens}
     )
     if scorer is None:
-        # Imported late: a scorer of one's own needs none of it.
-        from surgery_lib.scorers.words import WordModel
-
-        texts = [*positive, *negative]
-        labels = [1] * len(positive) + [0] * len(negative)
-        scorer = WordModel("texts", texts, labels, rare=1, C=30.0)
+        scorer = by_words(*learned)
     say("reading the texts, and what the model does unedited")
     probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
     table = sweep.prepare(model, tokenizer, probes, data, settings)
@@ -211,23 +151,60 @@ def find_surgery(
     )
     try:
         best = choice.best
-    except UserError:
+    except UserError:  # nothing is within the budget: the front says how near
         return replace(found, advice=_advice(choice), seconds=time.perf_counter() - started)
     surgery = choice.surgery(model, table)
     with surgery.applied(model):
         after = reporter.read(model)
+    difference = reporter.against_base(after, scorer.name)
     return replace(
         found,
         surgery=replace(surgery, about={**surgery.about, "behaviour": name, "validation": best}),
         after=after.rate(scorer.name),
-        difference=reporter.against_base(after, scorer.name),
+        difference=difference,
         damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
         examples=_examples(reporter, after.rows, scorer.name),
+        advice=doubts(difference),
         seconds=time.perf_counter() - started,
     )
 
 
-def _settings(
+def remake(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    positive: Sequence[str],
+    negative: Sequence[str],
+    point: Mapping[str, Any],
+    *,
+    prompts: Sequence[str] | None = None,
+    profile: Profile | None = None,
+    seed: int = 0,
+    name: str = "own",
+) -> Surgery:
+    """The edit of one point of a search, without the search: probe, rows and strength as they were.
+
+    `point` has the parts of `sweep.PARTS`. With the same model, texts, seed and software it is
+    bit for bit the one that `find_surgery` chose. UserError where the search has no such point.
+    """
+    settings = settings_for(model, profile, None)
+    data = behaviour_data(name, positive, negative, prompts, None, seed)
+    table = _table(model, tokenizer, data, settings, seed)
+    wanted = sweep.Point(*(point[part] for part in sweep.PARTS))
+    if (wanted.rule, wanted.probe) not in table.scores:
+        raise UserError(f"there is no probe {wanted.probe} by {wanted.rule} in this search")
+    return table.surgery(model, wanted)
+
+
+def by_words(positive: Sequence[str], negative: Sequence[str]) -> Scorer:
+    """A scorer that knows the words of these texts, where there is no classifier."""
+    # Imported late: a scorer of one's own needs none of it.
+    from surgery_lib.scorers.words import WordModel
+
+    labels = [1] * len(positive) + [0] * len(negative)
+    return WordModel("texts", [*positive, *negative], labels, rare=1, C=30.0)
+
+
+def settings_for(
     model: PreTrainedModel, profile: Profile | None, budget: Budget | Mapping[str, Any] | None
 ) -> Profile:
     """What is searched, and the budget: the given one, the profile's, or the default."""
@@ -279,8 +256,3 @@ def _examples(
         {"prompt": prompt.text, "before": base["text"], "after": edited["text"]}
         for prompt, base, edited in pairs[:count]
     ]
-
-
-def _percent(share: Mapping[str, Any]) -> str:
-    value, low, high = (100 * share[part] for part in ("value", "low", "high"))
-    return f"{value:.1f} [{low:.1f}, {high:.1f}]"
