@@ -106,8 +106,7 @@ def find_surgery(
     if scorer is None:
         scorer = by_words(*learned)
     say("reading the texts, and what the model does unedited")
-    probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
-    table = sweep.prepare(model, tokenizer, probes, data, settings)
+    table = _table(model, tokenizer, data, settings, seed)
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
     def meter(split: str, count: int) -> Meter:
@@ -219,6 +218,13 @@ def settings_for(
         return settings
     given = budget if isinstance(budget, Budget) else Budget.model_validate(dict(budget))
     return settings.model_copy(update={"budget": given})
+
+
+def _table(
+    model: PreTrainedModel, tokenizer: Any, data: BehaviourData, settings: Profile, seed: int
+) -> sweep.Table:
+    probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
+    return sweep.prepare(model, tokenizer, probes, data, settings)
 
 
 def _estimate(model: PreTrainedModel, meter: Meter, table: sweep.Table, settings: Profile) -> str:

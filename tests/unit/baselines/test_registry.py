@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import architectures
 import pytest
 from test_baselines_hooks import BAD, GOOD
-from test_baselines_trained import FAST, SMALL, _Letters
+from test_baselines_trained import FAST, SMALL
 
 from surgery_lib.baselines import METHODS, Labelled
 from surgery_lib.baselines import pairs as preference
@@ -21,7 +20,9 @@ class Watched(Labelled):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_needs_are_what_the_fit_reads(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_needs_are_what_the_fit_reads(
+    name: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     entry, written = METHODS[name], []
     generate = preference.generate
     monkeypatch.setattr(
@@ -30,9 +31,9 @@ def test_needs_are_what_the_fit_reads(name: str, monkeypatch: pytest.MonkeyPatch
     data = Watched(BAD + GOOD, [1] * 8 + [0] * 8, prompts=["ab", "ba"], benign=["cab", "bca"])
     fixed = {**FAST, **SMALL.get(name, {})} if "gradients" in entry.needs else {}
     fixed.pop("source", None)
-    if name == "gmt":
+    if "samples" in entry.needs:
         fixed |= {"samples": 2, "new_tokens": 4}
-    fitted = entry.method.fit(architectures.build("llama"), _Letters(), data, **fixed)
+    fitted = entry.method.fit(*tiny, data, **fixed)
     read = vars(data).get("seen", set())
     assert read == {"prompts", "benign"} & set(entry.needs)
     assert bool(written) == ("samples" in entry.needs)
