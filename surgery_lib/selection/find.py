@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
 from surgery_lib import files
+from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data.contrast import answers
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Meter

@@ -7,7 +7,7 @@ row as the authors' recipe leaves it, norm and all.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,9 +92,7 @@ def fit(
         raise UserError("direction 'paper' is a row of the softmax probe; set estimator to softmax")
     y = checked_labels(labels, len(states))
     if not torch.isfinite(states).all():
-        raise UserError(
-            "the states hold NaN or infinite values; make them again from a sound model"
-        )
+        raise UserError("the states hold NaN or infinite values; make them from a sound model")
     numbers = list(range(states.shape[1])) if layers is None else list(layers)
     solutions = ESTIMATORS[estimator](states.float(), y, seed)
     probes = []
@@ -103,9 +101,7 @@ def fit(
         difference, offset = rows[1] - rows[0], float(biases[1] - biases[0])
         norm = float(difference.norm())
         if not np.isfinite(norm) or norm == 0:
-            raise UserError(
-                f"layer {layer}: the two classes cannot be told apart; check the labels"
-            )
+            raise UserError(f"layer {layer}: the two classes cannot be told apart; check labels")
         probes.append(
             Probe(
                 direction=rows[1].clone() if direction == "paper" else difference / norm,
@@ -246,17 +242,9 @@ def save(path: Path | str, probes: Sequence[Probe]) -> None:
     if len({probe.name for probe in probes}) != len(probes):
         raise UserError(f"two probes have one name in {path}; keep one an estimator and layer")
     for probe in probes:
-        tensors[f"{probe.name}.direction"] = probe.direction
-        tensors[f"{probe.name}.classifier"] = probe.classifier
-        about = {
-            "bias": probe.bias,
-            "layer": probe.layer,
-            "estimator": probe.estimator,
-            "behaviour": probe.behaviour,
-            "pooling": probe.pooling,
-            "metrics": dict(probe.metrics),
-            "start": dict(probe.start),
-        }
+        about = {part.name: getattr(probe, part.name) for part in fields(probe)}
+        for vector in ("direction", "classifier"):
+            tensors[f"{probe.name}.{vector}"] = about.pop(vector)
         header[probe.name] = files.dumps(about)
     files.write_tensors(path, tensors, header)
 
