@@ -20,6 +20,7 @@ from torch import Tensor
 
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
+from surgery_lib.models.generation import generate
 
 Kind = Literal["weights", "hook", "decoding", "tokens"]
 
@@ -172,6 +173,18 @@ class Lesson:
             self.model, self.tokenizer, self.data.texts, pooling=pooling, progress=False, **which
         )
 
+    def completions(self, prompts: Sequence[str], count: int, **options: Any) -> list[list[str]]:
+        """`count` completions of each prompt, as the model writes them at temperature 1."""
+        return generate(
+            self.model,
+            self.tokenizer,
+            prompts,
+            samples=count,
+            temperature=1.0,
+            seed=self.seed,
+            **{"progress": False, **options},
+        )
+
     def read(self, texts: Sequence[str] | None = None, max_tokens: int = 100) -> dict[str, int]:
         """What `Read` wants to know of a fit that reads these texts, the labelled ones if none."""
         texts = self.data.texts if texts is None else texts
@@ -200,7 +213,7 @@ class Method(ABC, Generic[Result]):
         return self.learn(Lesson(model, tokenizer, data, seed), **fixed)
 
     @abstractmethod
-    def learn(self, lesson: Any, *args: Any, **fixed: Any) -> Result:
+    def learn(self, lesson: Any, /, *args: Any, **fixed: Any) -> Result:
         """The fitted method."""
 
 

@@ -16,7 +16,6 @@ from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens, strength_knob
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
-from surgery_lib.models.generation import generate
 from surgery_lib.surgery import Surgery, covariance, probe, region
 
 # Depths of the hidden states whose LDA direction the edit may write against.
@@ -158,16 +157,7 @@ def _own(
     ]
     if not prompts:
         raise UserError(f"every training prompt is longer than {room} tokens; give shorter ones")
-    written = generate(
-        lesson.model,
-        tokenizer,
-        prompts,
-        max_new_tokens=new_tokens,
-        samples=samples,
-        temperature=1.0,
-        seed=lesson.seed,
-        progress=False,
-    )
+    written = lesson.completions(prompts, samples, max_new_tokens=new_tokens)
     lengths = [len(ids) for ids in tokenizer(prompts)["input_ids"]]
     found = [
         (prompt + text, length, text)

@@ -8,10 +8,11 @@ the base model, and the other tokens keep theirs: strength 0 is the base model e
 """
 
 import weakref
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -36,10 +37,30 @@ class Call:
     positions: Tensor | None
 
 
+Rule = Callable[[Call], Tensor]
+
+
+class Steered(ABC):
+    """A fitted decoding method: `change` gives the rule for the logits, at strengths above 0."""
+
+    cached: ClassVar[bool] = False
+
+    @contextmanager
+    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+        """The model whose logits are those that the method samples from."""
+        if strength == 0:
+            yield model
+            return
+        with processed(model, self.change(model, strength, **knobs), cached=self.cached):
+            yield model
+
+    @abstractmethod
+    def change(self, model: Any, strength: float, *args: Any, **knobs: Any) -> Rule:
+        """What a call's logits become; its knobs are those of the method."""
+
+
 @contextmanager
-def processed(
-    model: Any, change: Callable[[Call], Tensor], *, cached: bool = False
-) -> Iterator[Any]:
+def processed(model: Any, change: Rule, *, cached: bool = False) -> Iterator[Any]:
     """The model with `change` between its logits and whoever reads them.
 
     `cached` makes every call keep its keys and values, for rules that continue from them.

@@ -6,8 +6,7 @@ A probability below zero is clipped; to a millionth of P_g rather than zero, whi
 divergences infinite.
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -28,26 +27,21 @@ def contrast(good: Tensor, bad: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class FittedDetoxigen:
+class FittedDetoxigen(decoding.Steered):
     """The soft prompt that brings the behaviour out."""
 
     prompt: SoftPrompt
     spent: Spent = field(default_factory=Spent)
 
-    @contextmanager
-    def applied(self, model: Any, strength: float, *, top_p: float = 0.9) -> Iterator[Any]:
+    def change(self, model: Any, strength: float, top_p: float = 0.9) -> decoding.Rule:
         """The model, steered away from itself behind the soft prompt."""
-        if strength == 0:
-            yield model
-            return
         prompted = decoding.Companion(self._runner(model))
 
         def change(call: decoding.Call) -> Tensor:
             changed = contrast(call.logits, prompted.logits(call), strength)
             return decoding.shared(call.logits, changed, decoding.nucleus(call.logits, top_p))
 
-        with decoding.processed(model, change):
-            yield model
+        return change
 
     def _runner(self, model: Any) -> Any:
         def run(call: decoding.Call, cache: Any) -> Tensor:

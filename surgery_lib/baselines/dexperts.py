@@ -5,8 +5,7 @@ on texts without the behaviour, the anti-expert on texts with it.
 """
 
 import copy
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -20,19 +19,15 @@ from surgery_lib.baselines.tuning import Delta, Which
 
 
 @dataclass(frozen=True, eq=False)
-class FittedDexperts:
+class FittedDexperts(decoding.Steered):
     """Two models of the base's vocabulary."""
 
     expert: Any
     anti: Any
     spent: Spent = field(default_factory=Spent)
 
-    @contextmanager
-    def applied(self, model: Any, strength: float, *, top_p: float = 0.9) -> Iterator[Any]:
+    def change(self, model: Any, strength: float, top_p: float = 0.9) -> decoding.Rule:
         """The base model, steered inside its nucleus of `top_p`."""
-        if strength == 0:
-            yield model
-            return
         expert, anti = decoding.companion(self.expert), decoding.companion(self.anti)
 
         def change(call: decoding.Call) -> Tensor:
@@ -40,8 +35,7 @@ class FittedDexperts:
             steered = base + strength * (expert.logits(call) - anti.logits(call))
             return decoding.shared(base, steered, decoding.nucleus(base, top_p))
 
-        with decoding.processed(model, change):
-            yield model
+        return change
 
     def cost(self, **_: Any) -> Cost:
         """Two more models, one token each for every token generated."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from surgery_lib.baselines.training import Course
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, tokens
-from surgery_lib.models.generation import context_length, generate
+from surgery_lib.models.generation import context_length
 from surgery_lib.surgery import probe
 
 Source = Literal["auto", "own", "texts"]
@@ -64,17 +64,8 @@ def make(
     longest = context_length(model)
     limit = None if longest is None else longest - new_tokens
     rows = [ids[-limit:] if limit else ids for ids in tokenizer(asked)["input_ids"]]
-    written = generate(
-        model,
-        tokenizer,
-        asked,
-        max_new_tokens=new_tokens,
-        samples=samples,
-        temperature=1.0,
-        seed=training.seed,
-        truncate=True,
-        progress=training.progress,
-    )
+    more = {"truncate": True, "progress": training.progress}
+    written = course.completions(asked, samples, max_new_tokens=new_tokens, **more)
     flat = [text for texts in written for text in texts]
     tails = tokenizer(flat, add_special_tokens=False)["input_ids"]
     spent.forward += sum(len(ids) for ids in tails) + samples * sum(len(ids) for ids in rows)

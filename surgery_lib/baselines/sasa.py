@@ -57,20 +57,17 @@ def shift(margins: Tensor, beta: float, mode: str) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class FittedSasa(Read):
+class FittedSasa(decoding.Steered, Read):
     """`direction` (width,), away from the behaviour; `midpoint` (width,)."""
 
     direction: Tensor
     midpoint: Tensor
+    cached: ClassVar[bool] = True
 
-    @contextmanager
-    def applied(
-        self, model: Any, strength: float, *, candidates: int = 10, mode: str = "margin"
-    ) -> Iterator[Any]:
+    def change(
+        self, model: Any, strength: float, candidates: int = 10, mode: str = "margin"
+    ) -> decoding.Rule:
         """Prefer, among the `candidates` most likely tokens, those that lead away."""
-        if strength == 0:
-            yield model
-            return
 
         def change(call: decoding.Call) -> Tensor:
             values, chosen = call.logits.float().topk(min(candidates, call.logits.shape[-1]))
@@ -81,8 +78,7 @@ class FittedSasa(Read):
             among = torch.zeros_like(changed, dtype=torch.bool).scatter(-1, chosen, True)
             return decoding.shared(call.logits, changed, among)
 
-        with decoding.processed(model, change, cached=True):
-            yield model
+        return change
 
     def margins(self, states: Tensor) -> Tensor:
         """Signed distance of states (..., width) from the boundary, positive without behaviour."""

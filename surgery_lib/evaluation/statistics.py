@@ -19,8 +19,14 @@ RESAMPLES = 5000
 CELLS = 4_000_000
 
 
+class _Plain:
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON and tables."""
+        return asdict(self)  # type: ignore[call-overload]
+
+
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(_Plain):
     """A value with its 95 % interval, the number of items behind it, and how it was found."""
 
     value: float
@@ -29,13 +35,9 @@ class Estimate:
     n: int
     method: str
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON and tables."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
-class Paired:
+class Paired(_Plain):
     """Edited minus base on the same items: difference, its 95 % interval, and the test's p."""
 
     base: float
@@ -46,10 +48,6 @@ class Paired:
     p: float
     n: int
     test: str
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain numbers for JSON and tables."""
-        return asdict(self)
 
 
 def _vector(values: ArrayLike) -> np.ndarray:

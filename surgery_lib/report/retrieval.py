@@ -1,6 +1,6 @@
 """Figures and tables of virtual tokens, drawn from notebook 12's result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -42,12 +42,7 @@ def counts(result: Mapping[str, Any]) -> Figure:
             axis.errorbar(
                 at,
                 values,
-                yerr=[[bar[i][0] for bar in bars] for i in (0, 1)],
-                color=colour,
-                marker=marker,
-                ms=4,
-                capsize=2,
-                label=name,
+                **_look(bars, colour, marker, name),
             )
         axis.axhline(scale * result["lora"][metric]["value"], color=CYCLE[2], ls="--", label="LoRA")
         axis.set_title(label if metric == "ce" else f"{label}, %", fontsize=10)
@@ -55,6 +50,12 @@ def counts(result: Mapping[str, Any]) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def _look(bars: Sequence[list[list[float]]], colour: str, marker: str, name: str) -> dict[str, Any]:
+    """How a line with error bars is drawn."""
+    errors = [[bar[i][0] for bar in bars] for i in (0, 1)]
+    return {"yerr": errors, "color": colour, "marker": marker, "ms": 4, "capsize": 2, "label": name}
 
 
 def shown(lines: list[Mapping[str, Any]]) -> Figure:
@@ -70,12 +71,7 @@ def shown(lines: list[Mapping[str, Any]]) -> Figure:
             axis.errorbar(
                 [x[by] + (by == "gold") for x in own],
                 values,
-                yerr=[[bar[i][0] for bar in bars] for i in (0, 1)],
-                color=colour,
-                marker=marker,
-                ms=4,
-                capsize=2,
-                label=f"{k} virtual tokens",
+                **_look(bars, colour, marker, f"{k} virtual tokens"),
             )
         axis.set_xticks(sorted({x[by] + (by == "gold") for x in chosen}))
     axes[0].set_xlabel("passages shown")

@@ -48,13 +48,11 @@ def operate(
     """
     probes = fit_probes(model, tokenizer, data, profile, LAYERS, seed=seed, cache=cache)
     table = sweep.prepare(model, tokenizer, probes, data, profile)
+    spec = profile.behaviours[name]
+    subject = (model, tokenizer, replace(data, benign={}), spec, profile.evaluation)
     meter = Meter(
-        model,
-        tokenizer,
-        replace(data, benign={}),
-        profile.behaviours[name],
-        profile.evaluation,
-        [scorers.build(profile.behaviours[name].guide)],
+        *subject,
+        [scorers.build(spec.guide)],
         split="validation",
         prompts=PROMPTS,
         triggers_only=True,

@@ -29,11 +29,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
     probes = probe.load(study.path("probe.safetensors"))
     chosen = probes[surgery.about["probe"]]
     meter = Meter(
-        model,
-        tokenizer,
-        data,
-        study.spec,
-        profile.evaluation,
+        *(model, tokenizer, data, study.spec, profile.evaluation),
         [scorers.build(study.spec.guide)],
         split="validation",
         prompts=profile.evaluation.ablation_prompts,

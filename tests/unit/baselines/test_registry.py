@@ -6,8 +6,7 @@ import pytest
 from test_baselines_hooks import BAD, GOOD
 from test_baselines_trained import FAST, SMALL
 
-from surgery_lib.baselines import METHODS, Labelled
-from surgery_lib.baselines import pairs as preference
+from surgery_lib.baselines import METHODS, Labelled, base
 
 
 class Watched(Labelled):
@@ -24,9 +23,9 @@ def test_needs_are_what_the_fit_reads(
     name: str, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     entry, written = METHODS[name], []
-    generate = preference.generate
+    generate = base.generate
     monkeypatch.setattr(
-        preference, "generate", lambda *args, **more: written.append(1) or generate(*args, **more)
+        base, "generate", lambda *args, **more: written.append(1) or generate(*args, **more)
     )
     data = Watched(BAD + GOOD, [1] * 8 + [0] * 8, prompts=["ab", "ba"], benign=["cab", "bca"])
     fixed = {**FAST, **SMALL.get(name, {})} if "gradients" in entry.needs else {}
