@@ -89,7 +89,7 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
         if mask is None:
             # The cache counts the virtual tokens once they are in it.
             mask = embedded.new_ones(texts, width + max(0, seen - k), dtype=torch.long)
-        at = _begins(mask, ids, base.config) if fresh else cache.virtual_tokens_at
+        at = _begins(mask, ids, base.config) if fresh else _found(cache)
         mask = _inserted(mask, mask.new_ones(k), at)
         if fresh:
             embedded = _inserted(embedded, embeddings.to(embedded), at)
@@ -117,6 +117,14 @@ def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _found(cache: Any) -> Tensor:
+    """Where the virtual tokens are in a cache. UserError where they are not."""
+    at: Tensor | None = getattr(cache, "virtual_tokens_at", None)
+    if at is None:
+        raise UserError("virtual tokens must be there from a text's start; read it anew with them")
+    return at
 
 
 def _begins(mask: Tensor, ids: Tensor | None, config: Any) -> Tensor:

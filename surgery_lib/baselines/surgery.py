@@ -17,6 +17,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.surgery import Surgery, probe, region
 from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery.estimators import origin
 
 # Name -> estimator and direction of `probe.fit`; "random" is the control of Table 9.
 DIRECTIONS: dict[str, tuple[str, probe.Direction]] = {
@@ -117,6 +118,8 @@ class FittedSurgery:
             among=region.depth_window(model, *WINDOWS[window]) if window != "all" else None,
         )
         about = {"layer": layer, "k": k, "direction": direction, "rule": rule, "window": window}
+        if direction in self.starts:
+            about |= origin(self.starts[direction][layer])
         return Surgery.build(model, rows, vector, strength, row_norm=self.row_norm, about=about)
 
     def cost(self, *, k: float = 0.02, **_: Any) -> Cost:

@@ -18,6 +18,7 @@ from surgery_lib.evaluation.damage import Reference
 from surgery_lib.experiments.comparison import checked, labelled
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
+from surgery_lib.surgery.estimators import STARTED, origin
 
 # Method of the comparison -> what tables call it.
 NAMES = {
@@ -27,6 +28,8 @@ NAMES = {
     "lora": "LoRA",
     "dpo": "DPO",
 }
+# What a surgery says of a probe that was trained from a random start.
+PROBE_ORIGIN = tuple(origin(dict.fromkeys(STARTED, 0.0)))
 PAIRS = 40  # contexts that damage is matched on
 HALVINGS = 7
 FARTHEST = 32.0
@@ -45,7 +48,9 @@ class Edit:
     @property
     def about(self) -> dict[str, Any]:
         """What a result file says of it."""
-        return {"strength": self.strength, "context_kl": self.context_kl}
+        about = {} if self.surgery is None else dict(self.surgery.about)
+        trained = {key: value for key, value in about.items() if key in PROBE_ORIGIN}
+        return {"strength": self.strength, "context_kl": self.context_kl, **trained}
 
 
 def edits(

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from surgery_lib.surgery.probe import STARTED
+from surgery_lib.surgery.estimators import STARTED
 
 
 def notes(outcomes: Sequence[Mapping[str, Any]]) -> str:

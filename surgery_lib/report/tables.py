@@ -9,7 +9,7 @@ from surgery_lib.evaluation.evaluator import Meter, Reading
 from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent
-from surgery_lib.surgery.probe import STARTED
+from surgery_lib.surgery.estimators import STARTED
 
 
 def probes(rows: Sequence[Mapping[str, Any]]) -> str:

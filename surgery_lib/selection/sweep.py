@@ -24,6 +24,7 @@ from surgery_lib.profile import Budget, Profile
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, Unit, gains, region
 from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery.estimators import origin
 from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
@@ -65,7 +66,7 @@ class Table:
             unit=self.unit,
             matrix=self.matrix,
             row_norm=self.row_norm,
-            about=asdict(point) | self.probes[point.probe].origin,
+            about=asdict(point) | origin(self.probes[point.probe].start),
         )
 
 

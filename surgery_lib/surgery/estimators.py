@@ -25,6 +25,9 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 # Shrinkage of the within-class covariance: without it, whitening prefers directions of least noise.
 LDA_SHRINKAGE = 0.1
 
+# What a `start` is of, as the paper writes it.
+STARTED = {"row": "W1", "difference": "W1 − W0"}
+
 
 @dataclass(frozen=True)
 class Solution:
@@ -37,6 +40,11 @@ class Solution:
     rows: Tensor
     biases: Tensor
     start: Mapping[str, float] = field(default_factory=dict)
+
+
+def origin(start: Mapping[str, float]) -> dict[str, float]:
+    """The `start` of a solution or probe in the words of tables and cards; empty where it is."""
+    return {f"cosine of {STARTED[row]} with its start": round(at, 3) for row, at in start.items()}
 
 
 def steps(texts: int) -> int:

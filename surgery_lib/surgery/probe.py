@@ -21,8 +21,6 @@ from surgery_lib.errors import UserError
 from surgery_lib.surgery.estimators import ESTIMATORS
 
 Direction = Literal["difference", "paper"]
-# What a probe's `start` is of, as the paper writes it.
-STARTED = {"row": "W1", "difference": "W1 − W0"}
 
 
 @dataclass(frozen=True)
@@ -49,11 +47,6 @@ class Probe:
     def name(self) -> str:
         """Names the candidate in files and figures."""
         return f"{self.estimator}@{self.layer}"
-
-    @property
-    def origin(self) -> dict[str, float]:
-        """`start` in the words of tables and cards; empty where training had no random start."""
-        return {f"cosine of {STARTED[row]} with its start": at for row, at in self.start.items()}
 
     def score(self, states: Tensor) -> Tensor:
         """Signed score of pooled states (texts, width): (texts,). UserError on another width."""
@@ -214,8 +207,8 @@ def agreement(probes: Sequence[Probe], layer: int) -> dict[str, Any]:
     """Cosines between the directions of one layer's estimators: names and a square of numbers."""
     chosen = [probe for probe in probes if probe.layer == layer]
     units = torch.stack([probe.direction / probe.direction.norm() for probe in chosen])
-    names = [probe.estimator for probe in chosen]
-    return {"layer": layer, "estimators": names, "cosines": (units @ units.t()).tolist()}
+    names, cosines = [probe.estimator for probe in chosen], (units @ units.t()).tolist()
+    return {"layer": layer, "estimators": names, "cosines": cosines}
 
 
 def checked_labels(labels: Sequence[int] | Tensor, count: int) -> Tensor:

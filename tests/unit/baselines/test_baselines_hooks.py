@@ -14,7 +14,7 @@ from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
 from surgery_lib.baselines.registry import METHODS
 from surgery_lib.baselines.safe_activation import SafeActivation
-from surgery_lib.baselines.surgery import SURGERY_PAPER, SurgeryMethod
+from surgery_lib.baselines.surgery import PAPER, SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.wanda import Wanda, lowest
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
@@ -267,11 +267,13 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
 
 
 def test_the_paper_s_form_and_its_control_of_random_rows_stand_on_a_trained_probe(fitted):
-    _, methods = fitted
+    model, methods = fitted
     ours, control = methods["surgery_paper"], methods["surgery_random_rows"]
     assert torch.equal(ours.directions["paper"], control.directions["paper"])
     for one in (ours, control):
         assert one.start == one.starts["paper"][-1] and one.start["difference"] < 0.7
+    about = ours.plan(model, 1.0, **PAPER).about  # what a card says
+    assert about["cosine of W1 with its start"] == pytest.approx(ours.start["row"], abs=1e-3)
     assert not methods["surgery"].start and not methods["surgery_random_direction"].start
 
 

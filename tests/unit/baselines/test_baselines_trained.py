@@ -374,6 +374,10 @@ def test_no_virtual_tokens_is_the_model_itself_and_weights_stay(tiny: Any) -> No
     longer = spring.SoftPrompt(torch.cat([prompt.embeddings[:2], torch.randn(5, 32)]))
     with longer.applied(model, 2):  # the first k do not depend on those after them
         assert torch.equal(logits(model, ids), two)
+    with torch.no_grad():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    with prompt.applied(model), pytest.raises(UserError, match="from a text's start"):
+        logits(model, ids[:, -1:], past_key_values=cache)
     with pytest.raises(UserError, match="there are 4 virtual tokens"):
         prompt.applied(model, 5).__enter__()
 

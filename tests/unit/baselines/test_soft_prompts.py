@@ -1,4 +1,4 @@
-"""Virtual tokens trained on own completions of the patient do what they are for elsewhere too."""
+"""Virtual tokens trained on the patient's own completions do their work on other prompts."""
 
 from dataclasses import replace
 from typing import Any
@@ -19,7 +19,7 @@ LENGTH = 8
 
 @pytest.fixture(scope="module")
 def own() -> tuple[Any, Any, dict[str, list[pairs.Pair]], list[str]]:
-    """The patient, pairs of its completions by split, and the prompts of validation."""
+    """The patient, pairs of its completions to train on and of other prompts, and these."""
     model, tokenizer = load_model("embedded:patient")
     data = world.behaviour("toxicity")
     split = {
