@@ -31,6 +31,15 @@ model, tokenizer = models.load_model("{parent}")
 surgery = Surgery.load(".")   # this folder
 surgery.apply(model)          # refuses any other model
 surgery.undo(model)           # restores every bit
+```
+
+In the terminal, `model-surgery apply`, `undo`, `chat` and `export` take this folder. For llama.cpp
+and Ollama, `model-surgery export gguf-adapter MODEL . --out gguf` writes `adapter.gguf` and this
+Modelfile, whose first line names the model's own GGUF file:
+
+```
+FROM ./model.gguf
+ADAPTER ./adapter.gguf
 ```"""
 
 

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from surgery_lib import files
 from surgery_lib.cli.options import Model, Out, Patch, read_patch
 
 
@@ -30,6 +29,8 @@ def undo(
 
 def inspect(patch: Patch) -> None:
     """Say what a patch holds."""
+    from surgery_lib import files
+
     surgery = read_patch(patch)
     facts: dict[str, Any] = {
         "matrix": surgery.matrix,

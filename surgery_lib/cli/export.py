@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from surgery_lib import files
 from surgery_lib.cli.options import Model, Out, Patch, read_patch
 from surgery_lib.errors import UserError
 
@@ -43,6 +42,8 @@ def export(
 
     checkpoint: transformers, vLLM. adapter: peft, vLLM. gguf-adapter, gguf: llama.cpp, Ollama.
     """
+    from surgery_lib import files
+
     edit = read_patch(patch)
     from surgery_lib import checkpoint, models
     from surgery_lib.checkpoint import adapter, copying, gguf

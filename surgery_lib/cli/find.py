@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from surgery_lib import files
 from surgery_lib.cli.options import (
     Chat,
     Device,
@@ -52,6 +51,8 @@ def find(
     Give texts that show the behaviour and texts that do not; or, for a chat model, two instructions
     and prompts, and the model writes the texts itself.
     """
+    from surgery_lib import files
+
     if contrast is None and (positive is None or negative is None):
         raise UserError("give --positive and --negative, or --contrast and --prompts")
     if contrast is not None and (positive or negative or prompts is None):
@@ -141,6 +142,8 @@ def evaluate(
     The texts teach the scorer, and the negative ones are what damage is measured on; give prompts
     that the search did not have.
     """
+    from surgery_lib import files
+
     surgery = read_patch(patch)
     shown, absent = read_texts(positive), read_texts(negative)
     read_texts(prompts)

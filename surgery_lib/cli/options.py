@@ -1,4 +1,7 @@
-"""What several commands take, and how a user's files of texts are read."""
+"""What several commands take, and how a user's files of texts are read.
+
+Everything that loads torch is imported inside of functions: help and refusals answer at once.
+"""
 
 import json
 from pathlib import Path
@@ -22,10 +25,10 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, mps or auto")]
 
 def read_texts(path: Path) -> list[str]:
     """The texts of a user's file."""
-    from surgery_lib.data.load import read_table
-
     if not path.is_file():
         raise UserError(f"there is no file {path}; check the path")
+    from surgery_lib.data.load import read_table
+
     try:
         rows = read_table(path)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -47,7 +50,6 @@ def read_prompts(path: Path | None, chat: bool, tokenizer: Any) -> list[str] | N
 
 def load(model: str, dtype: str, device: str) -> tuple[Any, Any]:
     """A model and its tokenizer, without the bars of what reads the files."""
-    # Imported late: help and refusals answer at once.
     from transformers.utils import logging
 
     from surgery_lib.models import load_model

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from surgery_lib import __version__, files
+from surgery_lib import __version__
 from surgery_lib.cli.options import load, read_prompts, read_texts
 from surgery_lib.errors import UserError
 
@@ -41,6 +41,7 @@ def record(
     """Write `reproduce.json` beside a patch; files of texts are named from its own folder."""
     import torch
 
+    from surgery_lib import files
     from surgery_lib.models import resolved_revision
     from surgery_lib.selection.sweep import PARTS
 
@@ -77,6 +78,8 @@ def reproduce(
     out: Annotated[Path | None, typer.Option(help="folder for the patch made again")] = None,
 ) -> None:
     """Check every hash, make the edit again from its texts, and compare it bit for bit."""
+    from surgery_lib import files
+
     held = _read(path)
     folder = path.parent
     for name, entry in held["inputs"].items():
@@ -110,6 +113,7 @@ def _remake(held: Mapping[str, Any], folder: Path) -> "Surgery":
 
     import torch
 
+    from surgery_lib import files
     from surgery_lib.models import resolved_revision
     from surgery_lib.profile import Profile
     from surgery_lib.selection.find import remake
@@ -147,6 +151,8 @@ def _remake(held: Mapping[str, Any], folder: Path) -> "Surgery":
 
 
 def _read(path: Path) -> dict[str, Any]:
+    from surgery_lib import files
+
     if not path.is_file():
         raise UserError(f"there is no file {path}; give the reproduce.json that find wrote")
     held = files.read_json(path)

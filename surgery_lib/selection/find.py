@@ -90,12 +90,12 @@ def find_surgery(
     Raises:
         UserError: Too few texts or prompts, one text under both labels, or texts and a contrast.
     """
+    if contrast is not None and (positive or negative):
+        raise UserError("texts and a contrast are given; give one of the two")
     started = time.perf_counter()
     settings = settings_for(model, profile, budget)
     learned: tuple[Sequence[str], Sequence[str]] = (positive, negative)
     if contrast is not None:
-        if positive or negative:
-            raise UserError("texts and a contrast are given; give one of the two")
         say("answering every prompt under both instructions")
         made = answers(model, tokenizer, prompts or (), *contrast)
         positive, negative, prompts = made.positive, made.negative, made.prompts
