@@ -54,8 +54,11 @@ class FittedAblation(Read):
 
 
 class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
-    """Directional ablation. `source` "prompts" reads the last token of behaviour and benign
-    prompts, as published; "texts" the mean over the labelled texts."""
+    """Directional ablation.
+
+    `source` "prompts" reads the last token of behaviour and benign prompts, as published; "texts"
+    the mean over the labelled texts.
+    """
 
     # Strength 1 is the published method.
     knobs: ClassVar[Mapping[str, Knob]] = {

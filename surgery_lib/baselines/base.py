@@ -135,13 +135,19 @@ class Baseline(Protocol):
     """A method before it has seen a model. `knobs` always has "strength"."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What files and tables call it."""
+        ...
 
     @property
-    def kind(self) -> Kind: ...
+    def kind(self) -> Kind:
+        """What of the model it changes."""
+        ...
 
     @property
-    def knobs(self) -> Mapping[str, Knob]: ...
+    def knobs(self) -> Mapping[str, Knob]:
+        """What the search may turn, "strength" with it."""
+        ...
 
     def fit(
         self,

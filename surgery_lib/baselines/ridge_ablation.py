@@ -1,6 +1,6 @@
-"""Conditional ridge ablation: what attention and MLP write along the behaviour's direction is taken
-out on the behaviour's inputs, and left on those to spare.
+"""Conditional ridge ablation: on the behaviour's inputs alone, its direction is not written.
 
+What attention and MLP write along it is taken out there, and left on inputs to spare.
 For the linear maps that end a block's attention and MLP, W <- W - strength v a^T, v being the unit
 mean difference at the block's output and
 

@@ -1,5 +1,7 @@
-"""What belongs to training, validation and test: decided by the text itself, so that no unit of
-text (a sentence, a task, a wrapping, a question) is ever in two of them."""
+"""What belongs to training, validation and test, decided by the text itself.
+
+So no unit of text (a sentence, a task, a wrapping, a question) is ever in two of them.
+"""
 
 from functools import lru_cache
 from hashlib import blake2b
