@@ -46,7 +46,8 @@ def bundled(name: str) -> Path:
 def atomic(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path beside `path`; rename it on success, remove it on failure.
 
-    Raises UserError where the file cannot be written, a full disk included.
+    Raises:
+        UserError: The file cannot be written, a full disk included.
     """
     path = Path(path)
     if "\0" in str(path):

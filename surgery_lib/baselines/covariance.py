@@ -100,7 +100,8 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         With a `guide` (completions -> scores, higher is more of the behaviour) the behaviour's
         tokens are those of the model's own completions of `data.prompts`.
 
-        Raises UserError for a guide without prompts, and for mixtures of experts.
+        Raises:
+            UserError: A guide without prompts, or a mixture of experts.
         """
         model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
         layers = range(tools.layer_at(model, SHALLOWEST), tools.layer_at(model, DEEPEST) + 1)

@@ -49,7 +49,8 @@ def make(
     behaviour); the half of the pairs that differ most. `texts`: labelled texts at random, with what
     they begin with alike as the prompt. `auto` is `own` where there are prompts.
 
-    Raises UserError where `own` is asked for and there are no prompts.
+    Raises:
+        UserError: `own` is asked for and there are no prompts.
     """
     model, tokenizer, data = course.model, course.tokenizer, course.data
     training, spent = course.training, course.spent

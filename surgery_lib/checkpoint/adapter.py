@@ -36,7 +36,8 @@ def export_adapter(
     shapes. `base` is what the adapter names as its base model. All edits are taken against the
     unedited base: where edits overlap, their steps are added.
 
-    Raises UserError where there is no edit, or one is for another shape of model or width.
+    Raises:
+        UserError: There is no edit, or one is for another shape of model or width.
     """
     model = model if isinstance(model, nn.Module) else skeleton(model)
     factors = low_rank(edits, model)

@@ -46,9 +46,10 @@ def operate(
     written and on the disk, the copy lies in a hidden folder beside `destination`, without config;
     what an interrupted call left there is removed by the next. The source is only read.
 
-    Raises UserError where the destination exists, the source is not whole, quantized, not
-    safetensors or of an unknown layout, the disk is too full, or the surgery was made for another
-    model (`force=True` edits all the same).
+    Raises:
+        UserError: The destination exists, the source is not whole, quantized, not safetensors or of
+            an unknown layout, the disk is too full, or the surgery was made for another model
+            (`force=True` edits all the same).
     """
     if "\0" in str(destination):
         raise UserError(f"{str(destination)!r} is no path; correct it")

@@ -106,7 +106,8 @@ class Checkpoint:
     def matrices(self, matrix: str = "gate") -> list[Matrix]:
         """All rows of one kind of matrix, in the global order of `layout.weight_rows`.
 
-        Raises UserError where a block has none that the table knows, or a dtype is no plain float.
+        Raises:
+            UserError: A block has none that the table knows, or a dtype is no plain float.
         """
         layout.check_matrix(matrix)
         blocks: dict[int, dict[str, Stored]] = {}

@@ -40,7 +40,8 @@ def undo(edited: Path | str, destination: Path | str, *, progress: bool = True) 
     Every row must still be what the edit made of it, so that the result is the source's bits and
     nothing else. `edited` is only read, and an interrupted call leaves nothing.
 
-    Raises UserError where the checkpoint does not carry its rows, or was changed since.
+    Raises:
+        UserError: The checkpoint does not carry its rows, or was changed since.
     """
     edited, destination = Path(edited), Path(destination).absolute()
     if not (edited / KEPT / ROWS).is_file():

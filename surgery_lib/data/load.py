@@ -33,8 +33,9 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
     With `spec.chat`, prompts of hub and file sources are put through the tokenizer's chat template.
     `limit` cuts every list (0: none), labelled texts to twice that so that both classes remain.
 
-    Raises UserError for missing columns or files, one-class or empty labels, and a text that stands
-    in two splits.
+    Raises:
+        UserError: Missing columns or files, one-class or empty labels, and a text that stands in
+            two splits.
     """
 
     def prompt(text: str) -> str:

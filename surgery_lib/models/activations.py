@@ -66,8 +66,9 @@ def pooled_states(
     `max_tokens` tokens (the paper: 100). Padding stands on the right whatever the tokenizer
     prefers: in a causal model it cannot reach the real tokens, so no mask is needed.
 
-    Raises UserError for an empty text, a layer that does not exist, and `max_tokens` beyond the
-    model's context.
+    Raises:
+        UserError: An empty text, a layer that does not exist, and `max_tokens` beyond the model's
+            context.
     """
     chosen = _checked_layers(model, layers)
     token_ids = tokenize(model, tokenizer, texts, max_tokens)

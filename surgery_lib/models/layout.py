@@ -147,8 +147,9 @@ def weight_rows(model: nn.Module, matrix: str = "gate", *, editable: bool = True
 
     `editable=False` accepts weights that are not in memory, for their shapes and names.
 
-    Raises UserError for an unknown matrix, for an architecture that the table does not hold
-    (naming what was looked for), and for weights that are quantized or not in memory.
+    Raises:
+        UserError: An unknown matrix, for an architecture that the table does not hold (naming what
+            was looked for), and for weights that are quantized or not in memory.
     """
     check_matrix(matrix)
     width = hidden_width(model)

@@ -33,7 +33,8 @@ def push_to_hub(
     asking. Returns the commit's address, or None where the answer was no. Without `token`, the one
     of `hf auth login` is used; none is ever stored.
 
-    Raises UserError where the folder has no model card, the name is none, or the hub refuses.
+    Raises:
+        UserError: The folder has no model card, the name is none, or the hub refuses.
     """
     folder = Path(folder)
     if not (folder / NEEDED).is_file():

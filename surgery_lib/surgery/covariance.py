@@ -80,7 +80,8 @@ def input_moments(
     token, whose states are unlike any other's. Padding never counts. Sums are float32 on the
     model's device within a batch and float64 across batches for the mean.
 
-    Raises UserError where no token is left.
+    Raises:
+        UserError: No token is left.
     """
     first = torch.ones(len(texts), dtype=torch.long) if starts is None else torch.tensor(starts)
     seconds: dict[str, Tensor] = {}
@@ -130,8 +131,9 @@ def statistics(
 
     `blocks` names some by number, where all at once would not fit into memory.
 
-    Raises UserError for mixtures of experts, whose rows each see the tokens that the router gives
-    them, and for texts without a token that counts.
+    Raises:
+        UserError: Mixtures of experts, whose rows each see the tokens that the router gives them,
+            and for texts without a token that counts.
     """
     found = list(layout.blocks(model))
     check_dense(model)

@@ -88,8 +88,9 @@ class Surgery:
         of all rows (`row_norm`, measured where it is not given). `unit="absolute"` is the paper's
         strength times the direction as it is.
 
-        Raises UserError for a direction of another width or not finite, rows that do not exist, and
-        a strength that is not finite.
+        Raises:
+            UserError: A direction of another width or not finite, rows that do not exist, and a
+                strength that is not finite.
         """
         rows = torch.as_tensor(rows, dtype=torch.int64).cpu().sort().values
         check_rows(rows, layout.total_rows(model, matrix))
@@ -141,8 +142,9 @@ class Surgery:
     def apply(self, model: nn.Module, *, force: bool = False) -> None:
         """Edit the model in place.
 
-        Raises UserError where the model is not the one that the surgery was made for, or already
-        has it; `force=True` edits all the same.
+        Raises:
+            UserError: The model is not the one that the surgery was made for, or already has it;
+                `force=True` edits all the same.
         """
         applied = _applied.setdefault(model, [])
         if not force:
@@ -156,8 +158,8 @@ class Surgery:
                     "this surgery was made for another model, or this one is already edited; load "
                     "the original, or pass force=True to apply it all the same"
                 )
-        total, width = layout.total_rows(model, self.matrix), layout.hidden_width(model)
-        check_edit(self, total, width, len(layout.blocks(model)))
+        sizes = layout.total_rows(model, self.matrix), layout.hidden_width(model)
+        check_edit(self, *sizes, len(layout.blocks(model)))
         # Everything is computed before anything is written; what was is kept before it is gone.
         parts = list(self._parts(model))
         kept = [weight[local] for _, weight, local, _ in parts]  # copies: the index is a tensor
@@ -227,9 +229,8 @@ class Surgery:
             raise UserError(
                 f"{path} is no surgery of format {FORMAT} or {BLOCKS_FORMAT}; save it again"
             )
-        lacking = [name for name in TENSORS if name not in tensors]
-        lacking += [name for name in HEADERS if name not in header]
-        if lacking:
+        held = {**tensors, **header}
+        if lacking := [name for name in (*TENSORS, *HEADERS) if name not in held]:
             raise UserError(f"{path} has no {lacking[0]}; save the surgery again")
         edit = cls(
             rows=tensors["rows"].long(),

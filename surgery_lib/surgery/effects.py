@@ -37,7 +37,8 @@ def effect_scores(
     measured on texts that show the behaviour. The most negative rows push against it. Only forward
     passes are needed. `directions` is (n, width) and is normalised. Without gating, u = 1.
 
-    Raises UserError for mixtures of experts, whose tokens each see other rows.
+    Raises:
+        UserError: Mixtures of experts, whose tokens each see other rows.
     """
     region.check_width(directions[0], layout.hidden_width(model))
     units = directions.float() / directions.float().norm(dim=1, keepdim=True)
@@ -87,7 +88,8 @@ def select_rows(
     first-order effect on `texts` that show the behaviour, for which `tokenizer` is needed.
     `select` says which of the ranking are taken. `k` is a count or, a float, a share of all rows.
 
-    Raises UserError for another score, and for the effect without texts or of another matrix.
+    Raises:
+        UserError: Another score, or the effect without texts or of another matrix.
     """
     if score == "cosine":
         scores = region.cosine_scores(model, direction, matrix)

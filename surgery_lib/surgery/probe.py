@@ -74,8 +74,9 @@ def fit(
     Label 1 has the behaviour. Estimators: `softmax` (the paper's recipe), `logistic`,
     `mean_difference`, `lda`. `layers` names the second axis of `states`; None counts from 0.
 
-    Raises UserError for an unknown estimator, labels other than 0 and 1, one class only, fewer
-    labels than texts, and `direction="paper"` for an estimator that has no two rows.
+    Raises:
+        UserError: An unknown estimator, labels other than 0 and 1, one class only, fewer labels
+            than texts, and `direction="paper"` for an estimator that has no two rows.
     """
     if estimator not in ESTIMATORS:
         raise UserError(

@@ -85,7 +85,8 @@ def select(
     `all` takes everything; ties go to the lower index. `among` (rows,), bool, restricts the choice,
     to a window of the depth for example; K stays what it is of all rows.
 
-    Raises UserError where K is not at least 1 and at most the number of rows to choose from.
+    Raises:
+        UserError: K is not at least 1 and at most the number of rows to choose from.
     """
     total = len(scores)
     if rule != "all" and rule not in _ORDERS:
