@@ -27,7 +27,7 @@ DIRECTIONS: dict[str, tuple[str, probe.Direction]] = {
     "logistic": ("logistic", "difference"),
     "paper": ("softmax", "paper"),
 }
-RULES = ("effect", "cosine", "random")
+RULES = ("effect", "cosine")  # what scores a row
 # Fractions of the depth whose blocks are edited.
 WINDOWS: dict[str, tuple[float, float]] = {
     "all": (0.0, 1.0),
@@ -92,6 +92,7 @@ class FittedSurgery:
         k: float = 0.02,
         direction: str | None = None,
         rule: str = "effect",
+        select: region.Select = "opposed",
         window: str = "all",
     ) -> Surgery:
         """The surgery that these settings mean, which can be saved as a patch."""
@@ -113,11 +114,18 @@ class FittedSurgery:
         rows = region.select(
             scores,
             k,
-            rule="random" if rule == "random" else "opposed",
+            rule=select,
             seed=self.seed,
             among=region.depth_window(model, *WINDOWS[window]) if window != "all" else None,
         )
-        about = {"layer": layer, "k": k, "direction": direction, "rule": rule, "window": window}
+        about: dict[str, Any] = {
+            "layer": layer,
+            "k": k,
+            "direction": direction,
+            "rule": rule,
+            "window": window,
+        }
+        about |= {} if select == "opposed" else {"select": select}
         if direction in self.starts:
             about |= origin(self.starts[direction][layer])
         return Surgery.build(model, rows, vector, strength, row_norm=self.row_norm, about=about)
@@ -202,5 +210,5 @@ def _directions(
 
 SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0, weakest=1.0, deepest=0.5)
 SURGERY_PAPER = SurgeryMethod("surgery_paper", fixed=PAPER)
-RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "rule": "random"})
+RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "select": "random"})
 RANDOM_DIRECTION = SurgeryMethod("surgery_random_direction", fixed={**PAPER, "direction": "random"})

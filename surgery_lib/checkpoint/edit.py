@@ -82,7 +82,7 @@ def plan(
     k: int | float,
     strength: float,
     *,
-    rule: region.Rule = "opposed",
+    select: region.Select = "opposed",
     seed: int = 0,
     unit: Unit = "row_norm",
     matrix: str = "gate",
@@ -95,7 +95,7 @@ def plan(
     """
     checkpoint = Checkpoint.open(source)
     scores, row_norm = _measure(checkpoint, direction, matrix, progress)
-    rows = region.select(scores, k, rule=rule, seed=seed)
+    rows = region.select(scores, k, rule=select, seed=seed)
     made_for = fingerprint(checkpoint, rows, matrix)
     return Surgery.planned(rows, direction, strength, unit, matrix, row_norm, made_for, about)
 

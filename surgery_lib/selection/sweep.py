@@ -54,10 +54,10 @@ class Table:
     row_norm: float
 
     def surgery(
-        self, model: PreTrainedModel, point: Point, rule: region.Rule = "opposed"
+        self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
     ) -> Surgery:
         """The edit of one point."""
-        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=rule)
+        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=select)
         return Surgery.build(
             model,
             rows,

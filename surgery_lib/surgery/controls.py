@@ -29,9 +29,9 @@ def _made(model: nn.Module, surgery: Surgery, changes: dict[str, Any]) -> Surger
     return replace(surgery, fingerprint=fingerprint(model, rows, surgery.matrix), **changes)
 
 
-def _other_rows(model: nn.Module, surgery: Surgery, rule: region.Rule, seed: int) -> Tensor:
+def _other_rows(model: nn.Module, surgery: Surgery, select: region.Select, seed: int) -> Tensor:
     scores = region.cosine_scores(model, surgery.direction, surgery.matrix)
-    return region.select(scores, len(surgery.rows), rule=rule, seed=seed)
+    return region.select(scores, len(surgery.rows), rule=select, seed=seed)
 
 
 Change = Callable[[nn.Module, Surgery, int], dict[str, Any]]

@@ -76,7 +76,7 @@ def select_rows(
     k: int | float = 0.05,
     *,
     score: Literal["cosine", "effect"] = "cosine",
-    select: region.Rule = "opposed",
+    select: region.Select = "opposed",
     tokenizer: Any = None,
     texts: Sequence[str] = (),
     matrix: str = "gate",

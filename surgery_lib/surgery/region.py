@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 
-Rule = Literal["opposed", "aligned", "random", "all"]
+Select = Literal["opposed", "aligned", "random", "all"]
 
 # Rows are converted to float32 this many numbers at a time, so that a converted chunk stays in the
 # processor's cache.
@@ -74,7 +74,7 @@ def select(
     scores: Tensor,
     k: int | float,
     *,
-    rule: Rule = "opposed",
+    rule: Select = "opposed",
     seed: int = 0,
     among: Tensor | None = None,
 ) -> Tensor:

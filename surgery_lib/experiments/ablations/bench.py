@@ -91,7 +91,7 @@ class Bench:
         *,
         k: int | float | None = None,
         ranking: str | None = None,
-        rule: region.Rule = "opposed",
+        select: region.Select = "opposed",
         seed: int = 0,
         among: Tensor | None = None,
     ) -> Tensor:
@@ -100,7 +100,7 @@ class Bench:
         if key not in self.scores:
             raise UserError(f"rows cannot be ranked by {key[0]} along {name} in this architecture")
         count = len(self.surgery.rows) if k is None else k
-        return region.select(self.scores[key], count, rule=rule, seed=seed, among=among)
+        return region.select(self.scores[key], count, rule=select, seed=seed, among=among)
 
     def edit(
         self,

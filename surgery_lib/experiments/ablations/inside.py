@@ -108,7 +108,7 @@ def gates(bench: Bench) -> dict[str, Any] | None:
     """
     if layout.is_mixture(bench.model) or bench.surgery.matrix != "gate":
         return None
-    regions = {"selected": bench.surgery.rows, "random": bench.rows(rule="random")}
+    regions = {"selected": bench.surgery.rows, "random": bench.rows(select="random")}
     found: dict[str, Any] = {}
     for kind, texts in kinds(bench).items():
         values = {"before": activation(bench.model, bench.tokenizer, texts, regions)}

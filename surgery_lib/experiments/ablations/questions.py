@@ -46,9 +46,9 @@ def controls(bench: Bench) -> Iterator[Variant]:
         return Variant("controls", name, lambda: bench.edit(rows, along, times), draw=draw)
 
     def random_rows(draw: int) -> Tensor:
-        return bench.rows(rule="random", seed=draw)
+        return bench.rows(select="random", seed=draw)
 
-    aligned = bench.rows(rule="aligned")
+    aligned = bench.rows(select="aligned")
     yield one("as chosen", rows, v)
     noise = [(bench.directions[f"random {n}"], bench.rows(f"random {n}")) for n in _draws(bench)]
     for draw, (direction, own) in enumerate(noise):
