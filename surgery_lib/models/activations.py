@@ -20,7 +20,9 @@ from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.models.tokens import pad, real_tokens, tokenize
 
-Pooling = Literal["mean", "last"]
+# `after_first` is the mean without the first token, whose state is hundreds of times as long as the
+# others' in many published models (an attention sink) and says little of the text but its length.
+Pooling = Literal["mean", "last", "after_first"]
 
 CACHE_BYTES = 4 << 30  # of all kept states; the least used go first
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
@@ -256,7 +258,9 @@ class _Pooler:
         if self.pooling == "last":
             return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1].float()
         real = real_tokens(lengths, hidden.shape[1])
-        weights = (real / lengths[:, None]).to(torch.float32)
+        if self.pooling == "after_first":  # a text of one token has no other
+            real[:, 0] &= lengths == 1
+        weights = (real / real.sum(1, keepdim=True)).to(torch.float32)
         return torch.bmm(weights[:, None], hidden.float())[:, 0]
 
     def states(self) -> Tensor:

@@ -28,6 +28,7 @@ def probe_layers(result: Mapping[str, Any]) -> Figure:
             label=estimator.replace("_", " "),
         )
     _level(axes, 0.5, "chance")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="hidden state (0 = embeddings, last = after the final norm)",
         ylabel="ROC AUC on validation texts",
