@@ -78,8 +78,10 @@ def methods() -> str:
             for knob, one in entry.method.knobs.items()
         ]
         address = entry.reference
-        shown = f"arXiv {address.rpartition('/')[2]}" if "arxiv.org" in address else "here"
-        shown = "blog" if "/blog/" in address else shown
+        shown = f"arXiv {address.rpartition('/')[2]}" if "arxiv.org" in address else "blog"
+        if "://" not in address:  # a file here, seen from docs/
+            shown = address.rpartition("/")[2]
+            address = address.removeprefix("docs/") if "docs/" in address else f"../{address}"
         needs = ", ".join(NEEDS[need] for need in entry.needs)
         link = f"[{shown}]({address})"
         lines.append([name.replace("_", " "), entry.method.kind, needs, "; ".join(knobs), link])
