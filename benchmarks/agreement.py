@@ -64,7 +64,7 @@ def outside(folder: Path, environment: Path | None) -> int:
     from machine import report
 
     from surgery_lib import models
-    from surgery_lib.baselines.base import Labelled
+    from surgery_lib.baselines.base import TrainingData
     from surgery_lib.baselines.caa import Caa
     from surgery_lib.models import activations
 
@@ -76,7 +76,7 @@ def outside(folder: Path, environment: Path | None) -> int:
         theirs = json.loads(result.read_text())
     model, tokenizer = models.load_model(str(folder))
     texts = [text for pair in PAIRS for text in pair]
-    data = Labelled(texts, [1, 0] * len(PAIRS))
+    data = TrainingData(texts, [1, 0] * len(PAIRS))
     caa = Caa().fit(model, tokenizer, data, pooling="last").vectors
     states = activations.pooled_states(model, tokenizer, texts, pooling="last", progress=False)
     differences = (states[::2] - states[1::2]).double()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Labelled, Lesson, Method, Read
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 
@@ -61,9 +61,9 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
     """
 
     # Strength 1 is the published method.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
-        "depth": Knob(0.5, low=0.1, high=DEEPEST),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.02, high=1.0, bounded=True),
+        "depth": SearchRange(0.5, low=0.1, high=DEEPEST),
     }
 
     def learn(
@@ -79,7 +79,7 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
                     "source='texts'"
                 )
             labels = [1] * len(data.prompts) + [0] * len(data.benign)
-            lesson = replace(lesson, data=Labelled([*data.prompts, *data.benign], labels))
+            lesson = replace(lesson, data=TrainingData([*data.prompts, *data.benign], labels))
             pooling = "last"
         raw = tools.mean_difference(lesson.states(pooling), lesson.data.labels)
         return FittedAblation(

@@ -16,7 +16,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 
@@ -47,7 +47,9 @@ class Aura(Method[FittedAura], name="aura", kind="weights"):
     """AurA on all blocks."""
 
     # Strength 1 is the published method.
-    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(1.0, low=0.02, high=1.0, bounded=True)}
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.02, high=1.0, bounded=True)
+    }
 
     def learn(self, lesson: Lesson) -> FittedAura:
         """Largest activations of one pass. UserError for mixtures of experts."""

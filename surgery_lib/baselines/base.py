@@ -26,7 +26,7 @@ Kind = Literal["weights", "hook", "decoding", "tokens"]
 
 
 @dataclass(frozen=True)
-class Labelled:
+class TrainingData:
     """What a method may learn from: the training split, the same for every method.
 
     `labels` are 1 where the text shows the behaviour. `prompts` are training prompts that trigger
@@ -53,7 +53,7 @@ class Labelled:
 
 
 @dataclass(frozen=True)
-class Knob:
+class SearchRange:
     """One setting that the search may turn: a range from `low` to `high`, or `choices`.
 
     Layers are given as a fraction of the depth, so that one range serves models of any depth.
@@ -145,7 +145,7 @@ class Baseline(Protocol):
         ...
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def knobs(self) -> Mapping[str, SearchRange]:
         """What the search may turn, "strength" with it."""
         ...
 
@@ -153,7 +153,7 @@ class Baseline(Protocol):
         self,
         model: Any,
         tokenizer: Any,
-        data: Labelled,
+        data: TrainingData,
         *args: Any,
         **fixed: Any,
     ) -> Fitted:
@@ -170,7 +170,7 @@ class Lesson:
 
     model: Any
     tokenizer: Any
-    data: Labelled
+    data: TrainingData
     seed: int = 0
 
     def states(self, pooling: activations.Pooling = "mean", **which: Any) -> Tensor:
@@ -206,14 +206,14 @@ class Method(ABC, Generic[Result]):
 
     name: ClassVar[str]
     kind: ClassVar[Kind]
-    knobs: ClassVar[Mapping[str, Knob]]
+    knobs: ClassVar[Mapping[str, SearchRange]]
 
     def __init_subclass__(cls, name: str = "", kind: Kind = "weights", **rest: Any) -> None:
         super().__init_subclass__(**rest)
         cls.name, cls.kind = name, kind
 
     def fit(
-        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
     ) -> Result:
         """Learn from the data; `fixed` are settings of `learn`."""
         return self.learn(Lesson(model, tokenizer, data, seed), **fixed)
@@ -223,9 +223,9 @@ class Method(ABC, Generic[Result]):
         """The fitted method."""
 
 
-def strength_knob(default: float, high: float, low: float | None = None) -> Knob:
+def strength_range(default: float, high: float, low: float | None = None) -> SearchRange:
     """A strength on a logarithmic range, 1/50 of the highest at the lowest where not given."""
-    return Knob(default, low=high / 50 if low is None else low, high=high, log=True)
+    return SearchRange(default, low=high / 50 if low is None else low, high=high, log=True)
 
 
 def count_tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int = 100) -> int:

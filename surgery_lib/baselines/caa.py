@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.models import activations, layout
 
 
@@ -48,8 +48,8 @@ class Caa(Method[FittedCaa], name="caa", kind="hook"):
     """Contrastive activation addition. `pooling` "last" reads the last token, as CAA does."""
 
     # Strength in units of the mean difference itself.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(1.0, high=5.0),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(1.0, high=5.0),
         "depth": tools.DEPTH,
     }
 

@@ -13,7 +13,15 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens, strength_knob
+from surgery_lib.baselines.base import (
+    Cost,
+    Lesson,
+    Method,
+    Read,
+    SearchRange,
+    count_tokens,
+    strength_range,
+)
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.surgery import Surgery, covariance, probe, region
@@ -80,12 +88,12 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
     """Covariance-aware surgery."""
 
     # Strength in mean row norms; the ridge in units of the spared moment's mean diagonal.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(2.0, high=16.0, low=0.1),
-        "k": Knob(0.01, low=0.003, high=0.03, log=True),
-        "ridge": Knob(0.1, low=0.01, high=4.0, log=True),
-        "depth": Knob(0.8, low=SHALLOWEST, high=DEEPEST),
-        "read": Knob("raw", choices=("raw", "difference")),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(2.0, high=16.0, low=0.1),
+        "k": SearchRange(0.01, low=0.003, high=0.03, log=True),
+        "ridge": SearchRange(0.1, low=0.01, high=4.0, log=True),
+        "depth": SearchRange(0.8, low=SHALLOWEST, high=DEEPEST),
+        "read": SearchRange("raw", choices=("raw", "difference")),
     }
 
     def learn(

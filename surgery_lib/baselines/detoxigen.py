@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from surgery_lib.baselines import decoding, pairs
-from surgery_lib.baselines.base import Cost, Knob, strength_knob
+from surgery_lib.baselines.base import Cost, SearchRange, strength_range
 from surgery_lib.baselines.spring import LEARNING_RATE, LENGTH, STEPS, SoftPrompt, train
 from surgery_lib.baselines.training import Course, Spent, Trained, Training
 
@@ -67,9 +67,9 @@ class Detoxigen(Trained[FittedDetoxigen], name="detoxigen", kind="decoding"):
 
     training = Training(steps=STEPS, lr=LEARNING_RATE)
     # Alpha, and the nucleus.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(2.0, high=10.0),
-        "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(2.0, high=10.0),
+        "top_p": SearchRange(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
     }
 
     def learn(self, course: Course, length: int = LENGTH, **making: Any) -> FittedDetoxigen:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.base import Cost, Knob, strength_knob
+from surgery_lib.baselines.base import Cost, SearchRange, strength_range
 from surgery_lib.baselines.training import Course, Spent, Trained, Training
 from surgery_lib.baselines.tuning import Delta, Which
 
@@ -48,9 +48,9 @@ class Dexperts(Trained[FittedDexperts], name="dexperts", kind="decoding"):
 
     training = Training(steps=100, lr=3e-4)
     # The authors: alpha 2, nucleus 0.9.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(2.0, high=5.0),
-        "top_p": Knob(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(2.0, high=5.0),
+        "top_p": SearchRange(0.9, choices=(0.8, 0.9, 0.95, 1.0)),
     }
 
     def learn(self, course: Course, which: Which = "full") -> FittedDexperts:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.base import strength_knob
+from surgery_lib.baselines.base import strength_range
 from surgery_lib.baselines.outputs import block_outputs
 from surgery_lib.baselines.training import (
     Course,
@@ -100,5 +100,5 @@ DINM = WeightBaseline(
     "dinm",
     learn,
     Training(steps=50, lr=5e-4),
-    knobs={"strength": strength_knob(1.0, high=10.0)},
+    knobs={"strength": strength_range(1.0, high=10.0)},
 )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.models import layout
 from surgery_lib.surgery import probe
 from surgery_lib.surgery.region import cosine_scores
@@ -55,9 +55,9 @@ class FeatureSubtraction(Method[FittedFeature], name="feature_subtraction", kind
     """Subtract a toxic vector from the last block's MLP output."""
 
     # Which vector, and how much of it.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(0.5, high=5.0),
-        "vector": Knob("probe", choices=("probe", "value", "svd")),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(0.5, high=5.0),
+        "vector": SearchRange("probe", choices=("probe", "value", "svd")),
     }
 
     def learn(self, lesson: Lesson) -> FittedFeature:

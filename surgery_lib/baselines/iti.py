@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.models import activations, layout
 
 VALIDATION = 0.25
@@ -79,10 +79,10 @@ class Iti(Method[FittedIti], name="iti", kind="hook"):
     """Inference-time intervention on attention heads."""
 
     # The authors: strength 15, 48 of 1,024 heads.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(15.0, high=40.0),
-        "heads": Knob(0.05, low=0.02, high=0.5, log=True),
-        "theta": Knob("mass_mean", choices=("mass_mean", "probe")),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(15.0, high=40.0),
+        "heads": SearchRange(0.05, low=0.02, high=0.5, log=True),
+        "theta": SearchRange("mass_mean", choices=("mass_mean", "probe")),
     }
 
     def learn(self, lesson: Lesson) -> FittedIti:

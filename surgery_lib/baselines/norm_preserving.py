@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
 from surgery_lib.models import layout
 
 
@@ -44,9 +44,9 @@ class NormPreserving(Method[FittedNormPreserving], name="norm_preserving", kind=
     """Norm-preserving ablation; strength 1 is the published form."""
 
     # Depth as directional ablation has it.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
-        "depth": Knob(0.5, low=0.1, high=0.8),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.02, high=1.0, bounded=True),
+        "depth": SearchRange(0.5, low=0.1, high=0.8),
     }
 
     def learn(self, lesson: Lesson) -> FittedNormPreserving:

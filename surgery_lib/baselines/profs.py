@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
 from surgery_lib.models import layout
 
 # The most directions of a block that the search may take, and the authors' for larger models.
@@ -56,10 +56,10 @@ class Profs(Method[FittedProfs], name="profs", kind="weights"):
     """ProFS; strength 1 is the published projection."""
 
     # The authors: 2 directions for GPT-2 medium, 10 for larger models, the upper blocks.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.02, high=1.0, bounded=True),
-        "rank": Knob(2, low=1, high=MOST, log=True),
-        "start": Knob(0.5, low=0.3, high=0.9),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.02, high=1.0, bounded=True),
+        "rank": SearchRange(2, low=1, high=MOST, log=True),
+        "start": SearchRange(0.5, low=0.3, high=0.9),
     }
 
     def learn(self, lesson: Lesson) -> FittedProfs:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, count_tokens
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance
 
@@ -61,10 +61,10 @@ class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="we
     """Conditional ridge ablation."""
 
     # Strength 1 is the minimiser; beyond 1 the write is turned round.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.05, high=8.0, log=True),
-        "beta": Knob(3.0, low=0.1, high=30.0, log=True),
-        "ridge": Knob(0.01, low=0.001, high=0.1, log=True),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.05, high=8.0, log=True),
+        "beta": SearchRange(3.0, low=0.1, high=30.0, log=True),
+        "ridge": SearchRange(0.01, low=0.001, high=0.1, log=True),
     }
 
     def learn(self, lesson: Lesson) -> FittedRidgeAblation:

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, count_tokens, strength_knob
+from surgery_lib.baselines.base import (
+    Cost,
+    Lesson,
+    Method,
+    Read,
+    SearchRange,
+    count_tokens,
+    strength_range,
+)
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 from surgery_lib.surgery.region import cosine_scores
@@ -59,10 +67,10 @@ class SafeActivation(Method[FittedSafe], name="safe_activation", kind="hook"):
     """Fix the coefficients of units whose value vectors oppose the behaviour."""
 
     # How many units, and how far on.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(10.0, high=200.0, low=1.0),
-        "coefficient": Knob(3.0, low=0.5, high=30.0, log=True),
-        "depth": Knob(1.0, low=0.3, high=1.0),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(10.0, high=200.0, low=1.0),
+        "coefficient": SearchRange(3.0, low=0.5, high=30.0, log=True),
+        "depth": SearchRange(1.0, low=0.3, high=1.0),
     }
 
     def learn(self, lesson: Lesson) -> FittedSafe:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from surgery_lib.baselines import decoding
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read, strength_knob
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 
@@ -95,10 +95,10 @@ class Sasa(Method[FittedSasa], name="sasa", kind="decoding"):
     """Self-disciplined sampling with a shrunk linear discriminant."""
 
     # Beta, and how margins become a preference.
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": strength_knob(1.0, high=300.0, low=0.02),
-        "candidates": Knob(10, choices=(5, 10, 20)),
-        "mode": Knob("margin", choices=("margin", "softmax")),
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(1.0, high=300.0, low=0.02),
+        "candidates": SearchRange(10, choices=(5, 10, 20)),
+        "mode": SearchRange("margin", choices=("margin", "softmax")),
     }
 
     def learn(self, lesson: Lesson, shrinkage: float = SHRINKAGE) -> FittedSasa:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import pairs
-from surgery_lib.baselines.base import Cost, Knob
+from surgery_lib.baselines.base import Cost, SearchRange
 from surgery_lib.baselines.training import (
     Course,
     Spent,
@@ -216,8 +216,8 @@ class Spring(Trained[FittedPrompt], name="spring", kind="tokens"):
     """Virtual tokens trained on completions without the behaviour."""
 
     training = Training(steps=STEPS, lr=LEARNING_RATE)
-    knobs: ClassVar[Mapping[str, Knob]] = {
-        "strength": Knob(1.0, low=0.05, high=1.0, log=True, bounded=True)
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(1.0, low=0.05, high=1.0, log=True, bounded=True)
     }
 
     def learn(self, course: Course, length: int = LENGTH, **making: Any) -> FittedPrompt:

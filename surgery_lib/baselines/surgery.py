@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Kind, Knob, Labelled, count_tokens, strength_knob
+from surgery_lib.baselines.base import (
+    Cost,
+    Kind,
+    SearchRange,
+    TrainingData,
+    count_tokens,
+    strength_range,
+)
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.surgery import Surgery, probe, region
@@ -154,20 +161,20 @@ class SurgeryMethod:
     deepest: float = 1.0
 
     @property
-    def knobs(self) -> Mapping[str, Knob]:
+    def knobs(self) -> Mapping[str, SearchRange]:
         """Strength in mean row norms, and whatever the form leaves open."""
         table = {
-            "strength": strength_knob(self.start, high=8.0, low=self.weakest),
-            "depth": Knob(self.deepest / 2, low=0.0, high=self.deepest),
-            "k": Knob(0.02, low=0.005, high=0.1, log=True),
-            "direction": Knob(self.names[0], choices=tuple(self.names)),
-            "rule": Knob("effect", choices=("effect", "cosine")),
-            "window": Knob("all", choices=tuple(WINDOWS)),
+            "strength": strength_range(self.start, high=8.0, low=self.weakest),
+            "depth": SearchRange(self.deepest / 2, low=0.0, high=self.deepest),
+            "k": SearchRange(0.02, low=0.005, high=0.1, log=True),
+            "direction": SearchRange(self.names[0], choices=tuple(self.names)),
+            "rule": SearchRange("effect", choices=("effect", "cosine")),
+            "window": SearchRange("all", choices=tuple(WINDOWS)),
         }
         return {name: knob for name, knob in table.items() if name not in self.fixed}
 
     def fit(
-        self, model: nn.Module, tokenizer: Any, data: Labelled, *, seed: int = 0
+        self, model: nn.Module, tokenizer: Any, data: TrainingData, *, seed: int = 0
     ) -> FittedSurgery:
         """Directions of all layers from one pass over the texts, effects from one more."""
         wanted = [self.fixed["direction"]] if "direction" in self.fixed else list(self.names)

@@ -4,7 +4,7 @@ Ilharco et al. 2023, "Editing models with task arithmetic": the edited weights a
 theta_0 - strength (theta_behaviour - theta_0).
 """
 
-from surgery_lib.baselines.base import strength_knob
+from surgery_lib.baselines.base import strength_range
 from surgery_lib.baselines.training import Course, Training, WeightBaseline
 from surgery_lib.baselines.tuning import Delta
 
@@ -19,5 +19,5 @@ TASK_VECTOR = WeightBaseline(
     learn,
     Training(steps=100, lr=3e-4),
     sign=-1.0,
-    knobs={"strength": strength_knob(1.0, high=3.0)},
+    knobs={"strength": strength_range(1.0, high=3.0)},
 )

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from surgery_lib.baselines.base import Knob
+from surgery_lib.baselines.base import SearchRange
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 
 # Where each architecture keeps the linear map by which attention writes to the residual stream.
 ATTENTION_OUTPUTS = ("self_attn.o_proj", "attn.c_proj", "attention.dense", "self_attn.dense")
 
-DEPTH = Knob(0.6, low=0.1, high=0.9)
+DEPTH = SearchRange(0.6, low=0.1, high=0.9)
 
 
 def block_at(model: nn.Module, depth: float) -> int:

@@ -17,12 +17,12 @@ from tqdm.auto import tqdm
 from surgery_lib.baselines.base import (
     Cost,
     Kind,
-    Knob,
-    Labelled,
     Lesson,
     Method,
     Result,
-    strength_knob,
+    SearchRange,
+    TrainingData,
+    strength_range,
 )
 from surgery_lib.baselines.tuning import Delta, Tuned, Which, tuned
 from surgery_lib.errors import UserError
@@ -225,7 +225,7 @@ class Trained(Method[Result]):
     training: Training
 
     def fit(
-        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
     ) -> Result:
         """Train, leaving the model as it is. UserError where there are no texts to train on."""
         training, fixed = with_settings(self.training, seed, fixed)
@@ -260,13 +260,13 @@ class WeightBaseline:
     learn: Callable[..., Delta]
     training: Training
     sign: float = 1.0
-    knobs: Mapping[str, Knob] = field(
-        default_factory=lambda: {"strength": strength_knob(1.0, high=3.0)}
+    knobs: Mapping[str, SearchRange] = field(
+        default_factory=lambda: {"strength": strength_range(1.0, high=3.0)}
     )
     kind: Kind = "weights"
 
     def fit(
-        self, model: Any, tokenizer: Any, data: Labelled, *, seed: int = 0, **fixed: Any
+        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
     ) -> FittedDelta:
         """Train, leaving the model as it is. UserError where there are no texts to train on."""
         training, fixed = with_settings(self.training, seed, fixed)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import Cost, Knob, Lesson, Method, Read
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 
@@ -44,7 +44,9 @@ class Wanda(Method[FittedWanda], name="wanda", kind="weights"):
     """Prune the attention weights."""
 
     # Hasan 2024 finds 10 to 30 % best.
-    knobs: ClassVar[Mapping[str, Knob]] = {"strength": Knob(0.2, low=0.01, high=1.0, bounded=True)}
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": SearchRange(0.2, low=0.01, high=1.0, bounded=True)
+    }
 
     def learn(self, lesson: Lesson) -> FittedWanda:
         """Input norms over the texts without the behaviour: general text, no label is needed."""

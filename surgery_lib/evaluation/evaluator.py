@@ -16,12 +16,12 @@ from surgery_lib.behaviour import BehaviourData, first_of_each
 from surgery_lib.evaluation import responses as toxicity
 from surgery_lib.evaluation.damage import PARTS, Damage, Reference
 from surgery_lib.evaluation.statistics import Paired, compare, proportion
-from surgery_lib.profile import Behaviour, Evaluation
+from surgery_lib.profile import Behaviour, EvaluationSettings
 from surgery_lib.scorers.base import Scorer, threshold
 
 
 @dataclass(frozen=True)
-class Reading:
+class Evaluation:
     """What was measured of one variant on one split.
 
     `flags` maps a scorer's name to one boolean a trigger prompt; `groups` holds every group's share
@@ -58,7 +58,7 @@ class Reading:
         }
 
 
-class Meter:
+class Evaluator:
     """Measures variants of one model on one split.
 
     Args:
@@ -77,7 +77,7 @@ class Meter:
         tokenizer: PreTrainedTokenizerBase,
         data: BehaviourData,
         spec: Behaviour,
-        evaluation: Evaluation,
+        evaluation: EvaluationSettings,
         scorers: Sequence[Scorer],
         *,
         split: str,
@@ -117,7 +117,7 @@ class Meter:
         *,
         parts: Sequence[str] = PARTS,
         intervals: bool = True,
-    ) -> Reading:
+    ) -> Evaluation:
         """Measure the model as it now is; fewer `parts` and no `intervals` make sweeps cheap."""
         found = toxicity.evaluate(
             model,
@@ -129,7 +129,7 @@ class Meter:
             progress=self.progress,
         )
         triggers = [row for row in found["rows"] if row["group"] in self.spec.trigger_groups]
-        return Reading(
+        return Evaluation(
             flags={s.name: toxicity.flags(triggers, s.name, threshold(s)) for s in self.scorers},
             groups=found["summary"],
             distinct=found["distinct"],
@@ -138,6 +138,6 @@ class Meter:
             endings=found["endings"],
         )
 
-    def against_base(self, reading: Reading, scorer: str) -> Paired:
+    def against_base(self, reading: Evaluation, scorer: str) -> Paired:
         """Variant minus base on the trigger prompts, paired."""
         return compare(self.base.flags[scorer], reading.flags[scorer])

@@ -16,12 +16,12 @@ import psutil
 import torch
 
 from surgery_lib import files, scorers
-from surgery_lib.baselines import BASELINES, Fitted, Labelled
+from surgery_lib.baselines import BASELINES, Fitted, TrainingData
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses
 from surgery_lib.evaluation.capability import capability
-from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
@@ -51,11 +51,11 @@ class Plan:
     capability: int = 0
 
 
-def labelled(data: BehaviourData, triggers: Sequence[str], count: int) -> Labelled:
+def labelled(data: BehaviourData, triggers: Sequence[str], count: int) -> TrainingData:
     """What every method may learn from: the training split, `count` texts of it."""
     chosen = data.examples["train"][: count or None]
     prompts = [p.text for p in data.prompts["train"] if p.group in triggers]
-    return Labelled(
+    return TrainingData(
         texts=[example.text for example in chosen],
         labels=[example.label for example in chosen],
         prompts=prompts,
@@ -84,8 +84,8 @@ class Comparison:
         study: Study,
         model: Any,
         tokenizer: Any,
-        validation: Meter,
-        test: Meter,
+        validation: Evaluator,
+        test: Evaluator,
         plan: Plan,
         twins: Sequence[Prompt] = (),
     ) -> None:
@@ -99,7 +99,7 @@ class Comparison:
         self.refusal = [scorers.build({"kind": "refusal"})]
         self.tasks: Capability = study.profile.evaluation.capability
 
-    def outcome(self, name: str, data: Labelled) -> dict[str, Any]:
+    def outcome(self, name: str, data: TrainingData) -> dict[str, Any]:
         """Search, points at the budgets, test readings and cost of one method."""
         path = self.study.path(f"compare/{name}.json")
         key = files.fingerprint(
@@ -120,7 +120,7 @@ class Comparison:
         files.write_json(path, {"key": key, "outcome": outcome})
         return dict(outcome)
 
-    def _measure(self, name: str, data: Labelled) -> dict[str, Any]:
+    def _measure(self, name: str, data: TrainingData) -> dict[str, Any]:
         baseline = BASELINES[name]
         torch.manual_seed(self.study.seed)
         with peak_memory() as peak:
@@ -190,7 +190,7 @@ class Comparison:
             found = self.reading(self.test.read(changed), changed)
         return {"trial": trial.number, "knobs": dict(trial.knobs), **found}
 
-    def reading(self, reading: Reading, model: Any) -> dict[str, Any]:
+    def reading(self, reading: Evaluation, model: Any) -> dict[str, Any]:
         """A test reading as plain numbers, with the flags that paired tests need.
 
         `twins` holds the refusals of harmless requests, where the behaviour is giving in.

@@ -65,7 +65,7 @@ class Operation:
 
 
 @dataclass
-class Theatre:
+class ProtocolRunner:
     """One profile's model with the data of all its behaviours; `folder` keeps what is measured."""
 
     model: PreTrainedModel

@@ -19,7 +19,6 @@ from huggingface_hub.errors import (
 )
 from safetensors import SafetensorError
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -252,15 +251,6 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     except CONFIG_FAULTS as error:
         raise UserError(f"{name} has no usable tokenizer: {_one_line(error)}") from error
-
-
-def load_config(name: str, *, revision: str | None = None) -> Any:
-    """The model's configuration alone, to check settings before weights are read."""
-    folder = snapshot(name, revision=revision)
-    try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except CONFIG_FAULTS as error:
-        raise UserError(f"{name} has no usable config.json: {_one_line(error)}") from error
 
 
 def dtype_of(name: str, device: str) -> str | None:

@@ -30,7 +30,7 @@ from transformers import (
 
 from surgery_lib.errors import UserError
 from surgery_lib.models.sampling import Decoding
-from surgery_lib.profile import Evaluation
+from surgery_lib.profile import EvaluationSettings
 
 
 class Served:
@@ -109,7 +109,7 @@ def served(folder: Path | str, **options: Any) -> Iterator[Served]:
 
 
 def engine(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: Evaluation
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, evaluation: EvaluationSettings
 ) -> AbstractContextManager[Any]:
     """The model as it now is, edits and all, behind the engine that a profile asks for.
 

@@ -208,7 +208,7 @@ class Capability(Section):
     limit: int = Field(0, ge=0, description="most items of a task; 0 = all")
 
 
-class Evaluation(Section):
+class EvaluationSettings(Section):
     """How much is measured, and by what."""
 
     limit: Count = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
@@ -274,7 +274,7 @@ class Profile(Section):
     region: Region = Field(Region(), description="the rows")
     surgery: Surgery = Field(Surgery(), description="the edit")
     budget: Budget = Field(Budget(), description="the damage allowed")
-    evaluation: Evaluation = Field(Evaluation(), description="the measurement")
+    evaluation: EvaluationSettings = Field(EvaluationSettings(), description="the measurement")
     controls: Controls = Field(Controls(), description="what should not work")
     job: Job = Field(Job(), description="what a cluster has to give")
     seeds: tuple[Seed, ...] = Field((0,), min_length=1, description="studies to run")

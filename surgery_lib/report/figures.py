@@ -131,7 +131,7 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
 # ---------------------------------------------------------------- notebook 03
 
 
-def sieve(result: Mapping[str, Any]) -> Figure:
+def screening(result: Mapping[str, Any]) -> Figure:
     """Behaviour left at one fixed edit, by layer and estimator."""
     cells = result["sieve"]
     layers, names = _names(cells, "layer"), _names(cells, "kind")

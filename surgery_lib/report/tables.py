@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent
@@ -41,7 +41,7 @@ def probes(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def variants(meter: Meter, readings: Mapping[str, Sequence[Reading]]) -> dict[str, Any]:
+def variants(meter: Evaluator, readings: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
     """Every variant's draws as plain numbers, each with its paired comparison to the base.
 
     The first of the meter's scorers gives the headline `rate`; all of them are in `rates`.
@@ -53,7 +53,7 @@ def variants(meter: Meter, readings: Mapping[str, Sequence[Reading]]) -> dict[st
     return {"scorers": names, "variants": found, "prompts": len(meter.prompts)}
 
 
-def _draw(meter: Meter, reading: Reading, names: Sequence[str]) -> dict[str, Any]:
+def _draw(meter: Evaluator, reading: Evaluation, names: Sequence[str]) -> dict[str, Any]:
     numbers = reading.as_dict()
     return numbers | {
         "rates": numbers["rate"],
@@ -190,7 +190,7 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     return f"- The behaviour {verb} {values}, by {share} of what it was."
 
 
-def completions(readings: Mapping[str, Sequence[Reading]]) -> Iterator[dict[str, Any]]:
+def completions(readings: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict[str, Any]]:
     """Every completion of every variant, for a JSON-lines file."""
     for variant, draws in readings.items():
         for number, reading in enumerate(draws):

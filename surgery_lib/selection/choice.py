@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
 from surgery_lib.surgery import Surgery
@@ -46,11 +46,11 @@ class Choice:
 def choose(
     model: PreTrainedModel,
     table: sweep.Table,
-    meter: Meter,
+    meter: Evaluator,
     profile: Profile,
     *,
     ledger: sweep.Ledger,
-    screening: Meter | None = None,
+    screening: Evaluator | None = None,
     survivors: int = sweep.SURVIVORS,
     labels: tuple[str, str] = ("sieve", "sweep"),
 ) -> Choice:
@@ -60,7 +60,7 @@ def choose(
     steps on the progress bar and in the ledger.
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
-    points = sweep.sieve_points(list(table.probes), profile.region.rules, fractions, strengths)
+    points = sweep.screening_points(list(table.probes), profile.region.rules, fractions, strengths)
     screened = sweep.measure(model, table, screening or meter, points, ledger, label=labels[0])
     pairs = sweep.survivors(screened, profile.budget)[:survivors]
     points = sweep.grid(pairs, fractions, strengths)

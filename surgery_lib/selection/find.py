@@ -20,7 +20,7 @@ from surgery_lib import files
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data.contrast import answers
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
@@ -110,8 +110,8 @@ def find_surgery(
     table = _table(model, tokenizer, data, settings, seed)
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
-    def meter(split: str, count: int) -> Meter:
-        return Meter(
+    def meter(split: str, count: int) -> Evaluator:
+        return Evaluator(
             model,
             tokenizer,
             data,
@@ -228,7 +228,9 @@ def _table(
     return sweep.prepare(model, tokenizer, probes, data, settings)
 
 
-def _estimate(model: PreTrainedModel, meter: Meter, table: sweep.Table, settings: Profile) -> str:
+def _estimate(
+    model: PreTrainedModel, meter: Evaluator, table: sweep.Table, settings: Profile
+) -> str:
     """How long the search will take, from one reading of the unedited model."""
     started = time.perf_counter()
     meter.read(model, intervals=False)
@@ -255,7 +257,7 @@ def _advice(choice: Choice) -> str:
 
 
 def _examples(
-    meter: Meter, rows: Sequence[Mapping[str, Any]], scorer: str, count: int = 6
+    meter: Evaluator, rows: Sequence[Mapping[str, Any]], scorer: str, count: int = 6
 ) -> list[dict[str, str]]:
     pairs = list(zip(meter.prompts, meter.base.rows, rows, strict=True))
     pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])

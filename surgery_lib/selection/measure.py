@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.evaluation.statistics import Paired
 from surgery_lib.profile import Behaviour, Profile
 from surgery_lib.scorers.base import Scorer
@@ -84,7 +84,7 @@ def measure_surgery(
     with surgery.applied(model):  # another model is refused before it is read
         pass
     settings = Profile.model_validate(SEARCH).evaluation
-    meter = Meter(model, tokenizer, data, spec, settings, [scorer], split="test", prompts=0)
+    meter = Evaluator(model, tokenizer, data, spec, settings, [scorer], split="test", prompts=0)
     with surgery.applied(model):
         after = meter.read(model)
     return Measured(

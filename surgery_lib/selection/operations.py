@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
 from surgery_lib.behaviour import BehaviourData
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
@@ -50,7 +50,7 @@ def operate(
     table = sweep.prepare(model, tokenizer, probes, data, profile)
     spec = profile.behaviours[name]
     subject = (model, tokenizer, replace(data, benign={}), spec, profile.evaluation)
-    meter = Meter(
+    meter = Evaluator(
         *subject,
         [scorers.build(spec.guide)],
         split="validation",

@@ -36,7 +36,7 @@ from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
 
 from surgery_lib import files
-from surgery_lib.baselines.base import Baseline, Fitted, Knob, Labelled
+from surgery_lib.baselines.base import Baseline, Fitted, SearchRange, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 from surgery_lib.selection.strengths import reach, rescaled
@@ -50,7 +50,7 @@ def search(
     model: Any,
     tokenizer: Any,
     baseline: Baseline,
-    data: Labelled,
+    data: TrainingData,
     *,
     behaviour: Callable[[Any], float],
     damage: Callable[[Any], Mapping[str, float]],
@@ -128,7 +128,7 @@ def search(
     return [_read(baseline.name, number, trial) for number, trial in enumerate(done[:trials])]
 
 
-def distribution(knob: Knob) -> BaseDistribution:
+def distribution(knob: SearchRange) -> BaseDistribution:
     """What Optuna draws a knob from."""
     if knob.choices:
         return CategoricalDistribution(knob.choices)
@@ -138,7 +138,7 @@ def distribution(knob: Knob) -> BaseDistribution:
 
 def _within_reach(
     study: optuna.Study,
-    knobs: Mapping[str, Knob],
+    knobs: Mapping[str, SearchRange],
     at: Callable[[float, Mapping[str, Any]], Mapping[str, float]],
     budget: Mapping[str, float],
 ) -> tuple[dict[str, BaseDistribution], float]:
@@ -164,7 +164,7 @@ def _within_reach(
 
 def _scaled(
     drawn: Mapping[str, Any],
-    knobs: Mapping[str, Knob],
+    knobs: Mapping[str, SearchRange],
     high: float,
     at: Callable[[float, Mapping[str, Any]], Mapping[str, float]],
     budget: Mapping[str, float],

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from surgery_lib.baselines.base import Knob
+from surgery_lib.baselines.base import SearchRange
 
 # Strengths from a knob's lowest to its highest, a geometric series.
 GRID = 13
@@ -52,7 +52,7 @@ class _Readings:
         return self.idle(before) or any(new > old * (1 + GROWTH) for old, new in pairs)
 
 
-def _risen(readings: _Readings, knob: Knob, strength: float) -> list[float]:
+def _risen(readings: _Readings, knob: SearchRange, strength: float) -> list[float]:
     """Doublings of a strength, up to the first that is too strong, or to where more is no more."""
     assert knob.high is not None
     steps = [strength]
@@ -65,7 +65,7 @@ def _risen(readings: _Readings, knob: Knob, strength: float) -> list[float]:
     return steps[1:]
 
 
-def reach(knob: Knob, damage: Damage, budget: Mapping[str, float]) -> tuple[float, float]:
+def reach(knob: SearchRange, damage: Damage, budget: Mapping[str, float]) -> tuple[float, float]:
     """The least and the largest strength worth trying: the last idle one, and the first too strong.
 
     Found by bisection, as damage rises with strength. Idle does at most `IDLE` of its budget in
@@ -98,7 +98,7 @@ def reach(knob: Knob, damage: Damage, budget: Mapping[str, float]) -> tuple[floa
     return grid[min(max(idle - 1, 0), high - 1)], grid[high]
 
 
-def rescaled(knob: Knob, high: float, damage: Damage, budget: Mapping[str, float]) -> float:
+def rescaled(knob: SearchRange, high: float, damage: Damage, budget: Mapping[str, float]) -> float:
     """What the largest strength `high` of `reach` becomes where other knobs are set otherwise.
 
     The least of its halvings and doublings that is beyond every budget; where none is, the last.

@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from surgery_lib import files
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter, Reading
+from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, Unit, gains, region
@@ -143,7 +143,7 @@ class Ledger:
 def measure(
     model: PreTrainedModel,
     table: Table,
-    meter: Meter,
+    meter: Evaluator,
     points: Iterable[Point],
     ledger: Ledger,
     *,
@@ -174,7 +174,7 @@ def measure(
     return measured
 
 
-def sieve_points(
+def screening_points(
     names: Sequence[str],
     rules: Sequence[str],
     fractions: Sequence[float],
@@ -185,14 +185,14 @@ def sieve_points(
     return [Point(name, rule, fraction, strength) for rule in rules for name in names]
 
 
-def survivors(sieved: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:
+def survivors(screened: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:
     """The (probe, rule) pairs with the least behaviour left; those within the budget come first.
 
     The sieve looks at one edit, which weaker ones of the same pair may undercut, so that only what
     ruins clean text counts against a pair here.
     """
     clean = budget.model_copy(update={"context_kl": None})
-    ranked = sorted(sieved, key=lambda point: _order(point, clean))
+    ranked = sorted(screened, key=lambda point: _order(point, clean))
     return [(point["probe"], point["rule"]) for point in ranked[:SURVIVORS]]
 
 
@@ -234,7 +234,9 @@ def front(points: Iterable[Mapping[str, Any]], budget: Budget) -> list[dict[str,
     return found
 
 
-def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[dict[str, str]]:
+def examples(
+    meter: Evaluator, after: Evaluation, scorer: str, count: int = 8
+) -> list[dict[str, str]]:
     """Trigger prompts with what the base and the edited model write, those that changed first.
 
     Prompts of the patient's own world are quoted; those of public data sets, which results do not
@@ -253,7 +255,7 @@ def examples(meter: Meter, after: Reading, scorer: str, count: int = 8) -> list[
     ]
 
 
-def prompt_text(meter: Meter, shown: str) -> str:
+def prompt_text(meter: Evaluator, shown: str) -> str:
     """The text of a prompt that an example stands under: its text itself, or its id."""
     return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
 

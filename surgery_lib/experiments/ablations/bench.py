@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.selection.sweep import Ledger
 from surgery_lib.surgery import Surgery, probe, region
 
@@ -60,7 +60,7 @@ class Bench:
     data: BehaviourData
     surgery: Surgery
     chosen: probe.Probe
-    meter: Meter
+    meter: Evaluator
     ledger: Ledger
     draws: int
     layers: list[int]

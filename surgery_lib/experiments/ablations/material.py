@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
 from surgery_lib.behaviour import SPLITS, BehaviourData
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
 from surgery_lib.models import activations, layout
 from surgery_lib.selection.sweep import Ledger
@@ -28,7 +28,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
     surgery = Surgery.load(study.path("surgery"))
     probes = probe.load(study.path("probe.safetensors"))
     chosen = probes[surgery.about["probe"]]
-    meter = Meter(
+    meter = Evaluator(
         *(model, tokenizer, data, study.spec, profile.evaluation),
         [scorers.build(study.spec.guide)],
         split="validation",

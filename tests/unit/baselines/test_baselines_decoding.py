@@ -7,7 +7,7 @@ import torch
 from architectures import Letters, build
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from surgery_lib.baselines import BASELINES, Labelled, decoding
+from surgery_lib.baselines import BASELINES, TrainingData, decoding
 from surgery_lib.baselines.detoxigen import FittedDetoxigen, contrast
 from surgery_lib.baselines.dexperts import Dexperts, FittedDexperts
 from surgery_lib.baselines.sasa import Sasa, candidate_states, discriminant, shift
@@ -16,7 +16,7 @@ from surgery_lib.errors import UserError
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
-DATA = Labelled(BAD + GOOD, [1] * 8 + [0] * 8)
+DATA = TrainingData(BAD + GOOD, [1] * 8 + [0] * 8)
 ARCHITECTURES = ["llama", "gpt2", "qwen3", "gpt_neox"]
 
 

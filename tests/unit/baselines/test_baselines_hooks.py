@@ -7,7 +7,7 @@ import torch
 from architectures import Letters, build, same_bits, state
 from sklearn.linear_model import LogisticRegression
 
-from surgery_lib.baselines import BASELINES, Labelled, feature_subtraction, iti
+from surgery_lib.baselines import BASELINES, TrainingData, feature_subtraction, iti
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
@@ -23,7 +23,7 @@ from surgery_lib.surgery.effects import effect_scores
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
-DATA = Labelled(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
+DATA = TrainingData(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
 UNTRAINED = {n: one.method for n, one in METHODS.items() if "gradients" not in one.needs}
 IN_PLACE = [name for name, method in UNTRAINED.items() if method.kind in ("weights", "hook")]
 STRONG = {"wanda": 0.3, "ablation": 1.0, "safe_activation": 6.0}
@@ -158,7 +158,7 @@ def test_ablated_states_have_nothing_along_the_direction():
 def test_ablation_from_prompts_wants_benign_ones():
     with pytest.raises(UserError, match="benign"):
         Ablation().fit(
-            build("llama"), Letters(), Labelled(BAD + GOOD, DATA.labels), source="prompts"
+            build("llama"), Letters(), TrainingData(BAD + GOOD, DATA.labels), source="prompts"
         )
 
 
@@ -298,4 +298,4 @@ def test_effect_rule_is_the_library_s():
 
 def test_labels_of_one_kind_are_refused():
     with pytest.raises(UserError, match="both"):
-        Labelled(GOOD, [0] * 8)
+        TrainingData(GOOD, [0] * 8)

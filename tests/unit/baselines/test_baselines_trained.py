@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from surgery_lib.baselines import circuit_breakers, dinm, dpo, gmt, lorra, pairs, spring
-from surgery_lib.baselines.base import Labelled
+from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.outputs import at_depths, block_outputs
 from surgery_lib.baselines.registry import METHODS
 from surgery_lib.baselines.training import (
@@ -31,7 +31,7 @@ from surgery_lib.models.generation import generate
 
 CIVIL = ["the cat sat here", "a good day to you", "we like the sea", "thanks, my friend"]
 BAD = ["the cur sat there", "a foul day to you", "we hate the sea", "curses, you worm"]
-DATA = Labelled(CIVIL + BAD, [0] * 4 + [1] * 4, prompts=["the ", "a day", "we", "you"])
+DATA = TrainingData(CIVIL + BAD, [0] * 4 + [1] * 4, prompts=["the ", "a day", "we", "you"])
 QUICK = Training(steps=3, lr=1e-2, batch=2, max_tokens=24, progress=False)
 FAST: dict[str, Any] = {"steps": 3, "batch": 2, "max_tokens": 24, "progress": False}
 # Settings that keep the fit of a method small, beside those of the training.
@@ -248,13 +248,13 @@ def test_pairs_of_own_completions_rank_by_the_score_given(tiny: Any) -> None:
         assert pair.chosen[: pair.start] == pair.rejected[: pair.start]
         assert pair.start < min(len(pair.chosen), len(pair.rejected))
     with pytest.raises(UserError, match="no training prompts"):
-        unprompted = Labelled(CIVIL + BAD, DATA.labels)
+        unprompted = TrainingData(CIVIL + BAD, DATA.labels)
         pairs.make(Course(model, tokenizer, unprompted, training=QUICK), source="own")
 
 
 def test_pairs_of_texts_share_what_they_begin_with(tiny: Any) -> None:
     model, tokenizer = tiny
-    data = Labelled(["you are kind", "you are bad"], [0, 1])
+    data = TrainingData(["you are kind", "you are bad"], [0, 1])
     (pair,) = pairs.from_texts(Course(model, tokenizer, data, training=QUICK))
     assert tokenizer.decode(pair.chosen[: pair.start], skip_special_tokens=True) == "you are "
 
@@ -283,7 +283,7 @@ def test_dinm_locates_alike_whatever_the_padding(
     relative: bool, tiny: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, tokenizer = tiny
-    data = Labelled(["a", "a much longer foul text"], [0, 1])
+    data = TrainingData(["a", "a much longer foul text"], [0, 1])
     found = pairs.from_texts(Course(model, tokenizer, data, training=QUICK))
     plain = dinm.distances(model, found, Spent(), relative)
     monkeypatch.setattr(torch, "zeros", _zeros_as_sevens(torch.zeros))

@@ -5,7 +5,7 @@ import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
-from surgery_lib.baselines import Labelled, tools
+from surgery_lib.baselines import TrainingData, tools
 from surgery_lib.baselines.aura import Aura, auroc
 from surgery_lib.baselines.covariance import Covariance
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
@@ -16,7 +16,7 @@ from surgery_lib.models import layout
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
-DATA = Labelled(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
+DATA = TrainingData(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
 
 
 def noise(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -106,5 +106,5 @@ def test_own_completions_are_told_apart_by_the_guide() -> None:
         return [float(len(text)) for text in texts]
 
     with pytest.raises(UserError, match="training prompts"):
-        Covariance().fit(model, Writer(), Labelled(BAD + GOOD, DATA.labels), guide=guide)
+        Covariance().fit(model, Writer(), TrainingData(BAD + GOOD, DATA.labels), guide=guide)
     assert not asked

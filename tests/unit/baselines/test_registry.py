@@ -6,10 +6,10 @@ import pytest
 from test_baselines_hooks import BAD, GOOD
 from test_baselines_trained import FAST, SMALL
 
-from surgery_lib.baselines import METHODS, Labelled, base
+from surgery_lib.baselines import METHODS, TrainingData, base
 
 
-class Watched(Labelled):
+class Watched(TrainingData):
     """Data that notes which of its prompts are read."""
 
     def __getattribute__(self, name: str) -> Any:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib.baselines import Labelled, pairs, spring
+from surgery_lib.baselines import TrainingData, pairs, spring
 from surgery_lib.baselines.training import Course, Spent, Training, cross_entropy
 from surgery_lib.models import load_model
 from surgery_lib.models.generation import generate
@@ -26,7 +26,7 @@ def own() -> tuple[Any, Any, dict[str, list[pairs.Pair]], list[str]]:
         name: [p.text for p in data.prompts[name] if p.group == "challenging"][:count]
         for name, count in (("train", 64), ("validation", 32))
     }
-    texts = Labelled(["civil", "rude"], [0, 1])
+    texts = TrainingData(["civil", "rude"], [0, 1])
     found = {
         name: pairs.make(
             Course(model, tokenizer, replace(texts, prompts=prompts), training=TRAINING),
@@ -57,7 +57,7 @@ def test_completions_of_other_prompts_get_likelier_and_the_behaviour_follows(
     loss, rate = measured()
     rows = [getattr(pair, which) for pair in found["train"]]
     starts = [pair.start for pair in found["train"]]
-    course = Course(model, tokenizer, Labelled(["civil", "rude"], [0, 1]), training=TRAINING)
+    course = Course(model, tokenizer, TrainingData(["civil", "rude"], [0, 1]), training=TRAINING)
     prompt = spring.train(course, rows, starts, length=LENGTH, any_k=any_k)
     with prompt.applied(model):
         after, changed = measured()

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib.baselines import BASELINES, Labelled
+from surgery_lib.baselines import BASELINES, TrainingData
 from surgery_lib.experiments.comparison import BUDGETS
 from surgery_lib.selection.strengths import reach, rescaled
 
 CIVIL = ["the cat sat here", "a good day to you", "we like the sea", "thanks, my friend"]
 BAD = ["the cur sat there", "a foul day to you", "we hate the sea", "curses, you worm"]
-DATA = Labelled(CIVIL + BAD, [0] * 4 + [1] * 4, prompts=["the ", "a day", "we", "you"])
+DATA = TrainingData(CIVIL + BAD, [0] * 4 + [1] * 4, prompts=["the ", "a day", "we", "you"])
 TRAINING: dict[str, Any] = {"steps": 3, "batch": 2, "max_tokens": 24, "progress": False}
 OWN: dict[str, Any] = {"samples": 2, "new_tokens": 4}
 SETTINGS: dict[str, dict[str, Any]] = {

@@ -10,7 +10,7 @@ import pytest
 from surgery_lib import scorers
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
 from surgery_lib.study import Study
@@ -78,8 +78,8 @@ def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     common = (model, tokenizer, data, spec, settings)
     guide, judges = scorers.build(spec.guide), [scorers.build(one) for one in spec.report]
     options = {"prompts": 6, "triggers_only": True, "clean": 2, "kept": 4}
-    validation = Meter(*common, [guide], split="validation", **options)
-    test = Meter(*common, judges, split="test", **options)
+    validation = Evaluator(*common, [guide], split="validation", **options)
+    test = Evaluator(*common, judges, split="test", **options)
     run = compare.Comparison(study, model, tokenizer, validation, test, compare.Plan(2, 40))
     learn = compare.labelled(data, spec.trigger_groups, 40)
     found = {name: run.outcome(name, learn) for name in ("surgery", "caa")}

@@ -15,7 +15,14 @@ from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, statistics
 from surgery_lib.evaluation.protocols import PROTOCOLS
-from surgery_lib.experiments.protocols import BY_ROLE, PATIENT, Operation, Theatre, items, judges_of
+from surgery_lib.experiments.protocols import (
+    BY_ROLE,
+    PATIENT,
+    Operation,
+    ProtocolRunner,
+    items,
+    judges_of,
+)
 from surgery_lib.models import load_model
 from surgery_lib.profile import load_profile
 from surgery_lib.report import protocol_figures, protocol_tables
@@ -46,9 +53,9 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def theatre(tmp_path_factory: pytest.TempPathFactory) -> Theatre:
+def runner(tmp_path_factory: pytest.TempPathFactory) -> ProtocolRunner:
     """The patient's profile on a tiny random model with room for its prompts."""
-    folder = tmp_path_factory.mktemp("theatre")
+    folder = tmp_path_factory.mktemp("runner")
     tokenizer = scripted.byte_tokenizer()
     tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     scripted.save_llama(
@@ -61,16 +68,16 @@ def theatre(tmp_path_factory: pytest.TempPathFactory) -> Theatre:
         max_position_embeddings=2048,
     )
     model, tokenizer = load_model(str(folder / "model"))
-    return Theatre(model, tokenizer, load_profile("patient", SMALL), folder / "results")
+    return ProtocolRunner(model, tokenizer, load_profile("patient", SMALL), folder / "results")
 
 
 def test_every_operation_of_the_paper_and_every_table(
-    theatre: Theatre, monkeypatch: pytest.MonkeyPatch
+    runner: ProtocolRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
-    monkeypatch.setattr(Theatre, "capability", lambda self, model: TASKS)
-    before = architectures.state(theatre.model)
-    found = theatre.operations()
+    monkeypatch.setattr(ProtocolRunner, "capability", lambda self, model: TASKS)
+    before = architectures.state(runner.model)
+    found = runner.operations()
     names = [one.name for one in found]
     assert names == [
         "base",
@@ -83,9 +90,9 @@ def test_every_operation_of_the_paper_and_every_table(
         "less attitude, then less toxicity",
         "less toxicity and less attitude at once",
     ]
-    reference = theatre.reference()
-    results = {one.name: theatre.run(one, reference, progress=False) for one in found}
-    for name, tensor in architectures.state(theatre.model).items():
+    reference = runner.reference()
+    results = {one.name: runner.run(one, reference, progress=False) for one in found}
+    for name, tensor in architectures.state(runner.model).items():
         assert architectures.same_bits(tensor, before[name])
     assert set(results["base"]["protocols"]) == set(PROTOCOLS)
     assert set(results["more jailbreak"]["protocols"]) == set(BY_ROLE["jailbreak"])
@@ -103,7 +110,7 @@ def test_every_operation_of_the_paper_and_every_table(
         assert cell.startswith(f"{held['against_base']['all'][at]:.3f} [")
     assert cells[4].endswith("expected maximum (no %)")
     behaviours = {one.name: one.behaviours for one in found}
-    profile = theatre.profile
+    profile = runner.profile
     texts = [
         protocol_tables.table(layout, plain, behaviours)
         for layout in protocol_tables.layouts(list(profile.behaviours), profile.order)
@@ -120,45 +127,45 @@ def test_every_operation_of_the_paper_and_every_table(
 
     # Killed and started again: nothing is written twice.
     monkeypatch.setattr(completions, "generate", None)
-    again = theatre.run(found[1], reference, progress=False)
+    again = runner.run(found[1], reference, progress=False)
     kept = results["less toxicity"]["protocols"]["toxigen"]["rows"]
     assert again["protocols"]["toxigen"]["rows"] == kept
 
 
-def test_the_inverse_is_the_operation_along_the_other_direction(theatre: Theatre) -> None:
-    surgery = theatre.operate("toxicity")
-    turned = operations.inverse(theatre.model, surgery)
+def test_the_inverse_is_the_operation_along_the_other_direction(runner: ProtocolRunner) -> None:
+    surgery = runner.operate("toxicity")
+    turned = operations.inverse(runner.model, surgery)
     assert torch.equal(turned.direction, -surgery.direction)
     assert len(turned.rows) == len(surgery.rows)
     assert not set(turned.rows.tolist()) & set(surgery.rows.tolist())
-    with turned.applied(theatre.model):
+    with turned.applied(runner.model):
         pass
 
 
-def test_a_second_surgery_belongs_to_the_model_of_the_first(theatre: Theatre) -> None:
-    first = theatre.operate("toxicity")
-    second = theatre.operate("attitude", [first])
-    alone = theatre.operate("attitude")
+def test_a_second_surgery_belongs_to_the_model_of_the_first(runner: ProtocolRunner) -> None:
+    first = runner.operate("toxicity")
+    second = runner.operate("attitude", [first])
+    alone = runner.operate("attitude")
     assert not torch.equal(second.direction, alone.direction)
-    with operations.applied(theatre.model, [first, second]):
+    with operations.applied(runner.model, [first, second]):
         pass
     with (
         pytest.raises(UserError, match="another model"),
-        operations.applied(theatre.model, [second]),
+        operations.applied(runner.model, [second]),
     ):
         pass
     keys = {Operation("a", (first, second)).key, Operation("a", (first, alone)).key}
     assert len(keys) == 2
 
 
-def test_the_patients_prompts_stand_for_each_protocol(theatre: Theatre) -> None:
+def test_the_patients_prompts_stand_for_each_protocol(runner: ProtocolRunner) -> None:
     assert set(PATIENT) == set(PROTOCOLS)
     for name, role in (("toxicity", "toxicity"), ("jailbreak", "jailbreak"), ("attitude",) * 2):
         for protocol in BY_ROLE[role]:
-            found = items(protocol, theatre.profile.behaviours[name], theatre.data[name], 5)
+            found = items(protocol, runner.profile.behaviours[name], runner.data[name], 5)
             assert found and len(found) <= 5
     harmful = items(
-        "jailbreak", theatre.profile.behaviours["jailbreak"], theatre.data["jailbreak"], 0
+        "jailbreak", runner.profile.behaviours["jailbreak"], runner.data["jailbreak"], 0
     )
     assert harmful and "wrapped" not in {prompt.group for prompt in harmful}
     assert all(prompt.group in prompt.id for prompt in harmful)

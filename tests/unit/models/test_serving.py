@@ -15,7 +15,7 @@ from surgery_lib.evaluation.completions import complete
 from surgery_lib.models import load_model, serving
 from surgery_lib.models.generation import generate
 from surgery_lib.models.serving import engine, served
-from surgery_lib.profile import Evaluation
+from surgery_lib.profile import EvaluationSettings
 from surgery_lib.surgery import Surgery
 
 PROMPTS = ["a", "Once upon a time", "b c d", "zz", "The quick brown fox jumps", "", "!", "a"]
@@ -84,7 +84,7 @@ def test_without_vllm_the_error_says_how_to_get_it(
 
 def test_the_live_model_is_its_own_engine(tiny: Any) -> None:
     model, tokenizer = tiny
-    with engine(model, tokenizer, Evaluation()) as found:
+    with engine(model, tokenizer, EvaluationSettings()) as found:
         assert found is model
 
 
@@ -117,7 +117,9 @@ def test_vllm_writes_and_answers_as_the_live_edited_model(
         live = generate(model, tokenizer, PROMPTS, max_new_tokens=12)
         cut = generate(model, tokenizer, PROMPTS, max_new_tokens=12, stop=("e",))
         answers = capability(model, tokenizer, ["tiny_choice", "tiny_write"], **options)
-        with engine(model, tokenizer, Evaluation(engine="vllm", engine_options=SPACE)) as other:
+        with engine(
+            model, tokenizer, EvaluationSettings(engine="vllm", engine_options=SPACE)
+        ) as other:
             assert generate(other, tokenizer, PROMPTS, max_new_tokens=12) == live != before
             assert generate(other, tokenizer, PROMPTS, max_new_tokens=12, stop=("e",)) == cut
             drawn = [

@@ -10,11 +10,11 @@ import torch
 from architectures import Letters, build
 from torch import nn
 
-from surgery_lib.baselines import BASELINES, Cost, Knob, Labelled
+from surgery_lib.baselines import BASELINES, Cost, SearchRange, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.selection.search import Trial, best_at, pareto, search
 
-DATA = Labelled(["a", "b"], [0, 1])
+DATA = TrainingData(["a", "b"], [0, 1])
 BUDGET = {"kl": 2.0, "context": 2.0}
 
 
@@ -27,8 +27,8 @@ class Toy:
     calls: list = field(default_factory=list)
     fits: int = 0
     knobs = {  # noqa: RUF012
-        "strength": Knob(1.0, low=0.01, high=4.0, log=True),
-        "bent": Knob("no", choices=("no", "yes")),
+        "strength": SearchRange(1.0, low=0.01, high=4.0, log=True),
+        "bent": SearchRange("no", choices=("no", "yes")),
     }
 
     def fit(self, model, tokenizer, data, *, seed=0, **fixed):
@@ -105,7 +105,7 @@ def test_a_killed_search_goes_on_to_the_very_same_trials(tmp_path, readings):
 
 def test_strengths_that_do_nothing_or_ruin_get_few_trials():
     class Faint(Toy):
-        knobs = {**Toy.knobs, "strength": Knob(1.0, low=1e-4, high=1e3, log=True)}  # noqa: RUF012
+        knobs = {**Toy.knobs, "strength": SearchRange(1.0, low=1e-4, high=1e3, log=True)}  # noqa: RUF012
 
     trials = run(Faint(), trials=30)
     within = [t for t in trials if 0.1 <= t.knobs["strength"] <= 4]
@@ -256,7 +256,7 @@ def test_real_methods_are_searched_and_leave_the_model_as_it_was(name):
         model,
         Letters(),
         BASELINES[name],
-        Labelled(bad + good, [1] * 4 + [0] * 4),
+        TrainingData(bad + good, [1] * 4 + [0] * 4),
         behaviour=lambda m: float(logits(m)[0, -1, 25].exp()),
         damage=lambda m: {"kl": float((base.exp() * (base - logits(m))).sum(-1).mean())},
         budget={"kl": 5.0},

@@ -4,10 +4,10 @@ import dataclasses
 
 import pytest
 
-from surgery_lib.baselines import Knob
+from surgery_lib.baselines import SearchRange
 from surgery_lib.selection.strengths import DOUBLINGS, GRID, IDLE, reach, rescaled
 
-KNOB = Knob(1.0, low=0.01, high=10.0, log=True)
+KNOB = SearchRange(1.0, low=0.01, high=10.0, log=True)
 BUDGET = {"first": 0.1, "context": 0.1}
 STEP = (KNOB.high / KNOB.low) ** (1 / (GRID - 1))
 

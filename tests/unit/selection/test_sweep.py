@@ -10,9 +10,9 @@ import torch
 
 from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.evaluator import Meter
+from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import layout
-from surgery_lib.profile import Behaviour, Budget, Controls, Evaluation
+from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings
 from surgery_lib.report import tables
 from surgery_lib.selection import sweep
 from surgery_lib.surgery import Surgery, controls, probe, region
@@ -60,10 +60,16 @@ def made(model: Any) -> tuple[sweep.Table, probe.Probe]:
     return sweep.Table({one.name: one}, scores, "row_norm", "gate", norm), one
 
 
-def meter(model: Any, tokenizer: Any) -> Meter:
+def meter(model: Any, tokenizer: Any) -> Evaluator:
     """A meter on the toy data."""
-    return Meter(
-        model, tokenizer, data(), SPEC, Evaluation(window=16), [Vowels()], split="validation"
+    return Evaluator(
+        model,
+        tokenizer,
+        data(),
+        SPEC,
+        EvaluationSettings(window=16),
+        [Vowels()],
+        split="validation",
     )
 
 
