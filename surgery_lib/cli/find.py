@@ -17,18 +17,18 @@ from surgery_lib.cli.options import (
     read_prompts,
     read_texts,
 )
-from surgery_lib.cli.reproduce import CONTRAST, record
+from surgery_lib.cli.reproduce import CONTRAST, PATCH, record
 from surgery_lib.errors import UserError
 
-Optional = Annotated[Path | None, typer.Option(help="a text a line, .csv or .jsonl")]
+OwnTexts = Annotated[Path | None, typer.Option(help="a text a line, .csv or .jsonl")]
 Prompts = Annotated[Path | None, typer.Option(help="what provokes it, one a line")]
 NewTokens = Annotated[int, typer.Option(help="of each continuation that is measured")]
 
 
 def find(
     model: Model,
-    positive: Optional = None,
-    negative: Optional = None,
+    positive: OwnTexts = None,
+    negative: OwnTexts = None,
     prompts: Prompts = None,
     contrast: Annotated[
         tuple[str, str] | None,
@@ -57,6 +57,8 @@ def find(
         raise UserError("give --positive and --negative, or --contrast and --prompts")
     if contrast is not None and (positive or negative or prompts is None):
         raise UserError("a contrast takes --prompts in place of --positive and --negative")
+    if (out / PATCH).exists():
+        raise UserError(f"{out / PATCH} exists already; choose another --out, or remove it")
     given = [path for path in (positive, negative, prompts) if path is not None]
     for path in given:  # before the model is loaded
         read_texts(path)

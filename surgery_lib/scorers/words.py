@@ -22,7 +22,10 @@ from surgery_lib.files import home
 
 
 class WordModel:
-    """The probability of label 1; `rare` is how many texts a word must stand in to count."""
+    """The probability of label 1; `rare` is how many texts a word must stand in to count.
+
+    UserError where the texts have no words.
+    """
 
     def __init__(
         self, name: str, texts: Sequence[str], labels: Sequence[int], *, rare: int, C: float
@@ -32,7 +35,12 @@ class WordModel:
             TfidfVectorizer(ngram_range=(1, 2), min_df=rare, sublinear_tf=True),
             LogisticRegression(C=C, max_iter=1000, class_weight="balanced"),
         )
-        self.model.fit(texts, labels)
+        try:
+            self.model.fit(texts, labels)
+        except ValueError as error:  # scikit-learn's, where no text has a word
+            raise UserError(
+                "the texts have no words to tell them apart by; give a scorer of your own"
+            ) from error
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """Probabilities (n,); 0 for an empty text."""

