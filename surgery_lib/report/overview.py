@@ -9,6 +9,9 @@ from matplotlib.figure import Figure
 
 from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 
+# What selected rows have in common: by effect they lie at any cosine with the direction.
+SELECTED = {False: "Rows opposed to it", True: "Rows that act on it"}
+
 
 def overview(probe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Figure:
     """Three panels from the results of notebooks 01 and 04."""
@@ -29,7 +32,7 @@ def _probe(axes: Any, result: Mapping[str, Any]) -> None:
         )
     axes.set(
         xlabel="score along the direction",
-        ylabel="validation texts",
+        ylabel="texts (validation)",
         title=f"1 · A probe finds the direction\n(AUC {result['test']['auc']:.3f} on test texts)",
     )
     axes.set_ylim(0, 1.3 * axes.get_ylim()[1])  # room for the legend above the bars
@@ -37,6 +40,7 @@ def _probe(axes: Any, result: Mapping[str, Any]) -> None:
 
 
 def _region(axes: Any, result: Mapping[str, Any]) -> None:
+    chosen = SELECTED[result["rule"] == "effect"]
     edges = np.asarray(result["edges"])
     axes.stairs(
         result["counts"], edges, color=INK["grey"], fill=True, alpha=0.5, label="all gate rows"
@@ -46,7 +50,7 @@ def _region(axes: Any, result: Mapping[str, Any]) -> None:
         xlabel="cosine of row and direction",
         ylabel="gate rows (logarithmic)",
         yscale="log",
-        title=f"2 · Rows that oppose it\n({percent(result['share'], 0)}, by {result['rule']})",
+        title=f"2 · {chosen}\n({percent(result['share'], 0)}, by {result['rule']})",
     )
     axes.set_ylim(0.7, 20 * axes.get_ylim()[1])
     axes.legend(loc="upper right")
@@ -63,9 +67,12 @@ def _effect(axes: Any, result: Mapping[str, Any]) -> None:
             axes.errorbar(value, row + offset, xerr=error, fmt="o", color=colour, capsize=2)
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     axes.invert_yaxis()
-    rise = result["variants"]["edited"]["draws"][0]["perplexity_rise"]
+    edited = result["variants"]["edited"]["draws"][0]
+    rise = edited["perplexity_rise"]
+    base = result["variants"]["base"]["draws"][0]
+    before, after = (100 * one["rate"]["value"] for one in (base, edited))
     axes.set(
         xlabel="test prompts answered with the behaviour, %",
         xlim=(0, None),
-        title=f"3 · Adding the direction to them\n(perplexity {100 * rise:+.1f} %)",
+        title=f"3 · {before:.1f} → {after:.1f} % of test prompts\n(perplexity {100 * rise:+.1f} %)",
     )
