@@ -118,6 +118,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "patient-capability": lambda: tables.capability_table(
         result("patient/toxicity/seed0/evaluation.json")["capability"]
     ),
+    "smollm2-quick": lambda: tables.summary(
+        result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
+    ),
     "benchmarks": benchmarks,
     "profile-fields": profile_fields,
     "public-api": public_api,
