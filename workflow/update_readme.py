@@ -121,6 +121,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "smollm2-quick": lambda: tables.summary(
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
+    "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
+    "damage-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_damage.md"),
+    "cost-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_cost.md"),
     "benchmarks": benchmarks,
     "profile-fields": profile_fields,
     "public-api": public_api,
