@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from reference import profile_fields, public_api
 
 from surgery_lib import files
 from surgery_lib.experiments.ablations.questions import QUESTIONS
@@ -89,6 +90,8 @@ TABLES: dict[str, Callable[[], str]] = {
         result("patient/toxicity/seed0/evaluation.json")["capability"]
     ),
     "benchmarks": benchmarks,
+    "profile-fields": profile_fields,
+    "public-api": public_api,
     "questions": questions,
     "protocols": lambda: kept("patient/tables/protocols.md"),
     "protocols-real": lambda: kept("real-text/tables/protocols.md"),

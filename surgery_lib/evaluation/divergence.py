@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.perplexity import forward, rows_per_batch
 from surgery_lib.models.activations import batches
-from surgery_lib.models.generation import encode, end_tokens, left_pad
+from surgery_lib.models.generation import encode, end_tokens, left_pad, plain_decoding
 
 # Base log-probabilities are kept in half precision beyond this many numbers.
 FULL_PRECISION = 2**28
@@ -105,15 +105,14 @@ def greedy(
     cut from the left.
     """
     rows = encode(model, tokenizer, prompts, count, truncate=True)
-    starts = [len(ids) for ids in rows]
-    ends = set(end_tokens(model, tokenizer))
-    running = list(range(len(rows)))
-    for _ in range(count):
-        if not running:
-            break
-        texts = [(rows[i], 1) for i in running]
-        following = tails(model, texts, tokens_per_batch, ahead=True).argmax(-1).tolist()
-        for i, token in zip(running, following, strict=True):
-            rows[i] = [*rows[i], token]
-        running = [i for i, token in zip(running, following, strict=True) if token not in ends]
-    return [(ids, len(ids) - start) for ids, start in zip(rows, starts, strict=True)]
+    ends = end_tokens(model, tokenizer)
+    found: list[Row] = [([], 0)] * len(rows)
+    with plain_decoding(model, tokenizer, ends, count) as pad:
+        for group in batches([len(ids) for ids in rows], tokens_per_batch):
+            ids, mask = left_pad([rows[i] for i in group], pad)
+            ids, mask = ids.to(model.device), mask.to(model.device)
+            output = model.generate(input_ids=ids, attention_mask=mask)
+            for i, new in zip(group, output[:, ids.shape[1] :].tolist(), strict=True):
+                last = next((place for place, one in enumerate(new) if one in ends), count - 1)
+                found[i] = [*rows[i], *new[: last + 1]], min(last + 1, len(new))
+    return found

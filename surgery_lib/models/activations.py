@@ -20,7 +20,9 @@ from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.models.tokens import pad, tokenize
 
-Pooling = Literal["mean", "last"]
+# `after_first` is the mean without the first token, whose state is hundreds of times as long as the
+# others' in many published models (an attention sink) and says little of the text but its length.
+Pooling = Literal["mean", "last", "after_first"]
 
 CACHE_BYTES = 4 << 30  # of all kept states; the least used go first
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
@@ -254,8 +256,11 @@ class _Pooler:
         lengths = self.lengths.to(hidden.device)
         if self.pooling == "last":
             return hidden[torch.arange(len(lengths), device=hidden.device), lengths - 1].float()
-        real = torch.arange(hidden.shape[1], device=hidden.device) < lengths[:, None]
-        weights = (real / lengths[:, None]).to(torch.float32)
+        places = torch.arange(hidden.shape[1], device=hidden.device)
+        real = places < lengths[:, None]
+        if self.pooling == "after_first":  # a text of one token has no other
+            real &= (places > 0) | (lengths == 1)[:, None]
+        weights = (real / real.sum(1, keepdim=True)).to(torch.float32)
         return torch.bmm(weights[:, None], hidden.float())[:, 0]
 
     def states(self) -> Tensor:

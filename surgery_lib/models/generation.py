@@ -73,13 +73,28 @@ def end_tokens(model: PreTrainedModel | Engine, tokenizer: PreTrainedTokenizerBa
 
 
 @contextmanager
-def _settings(model: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    # generate() fills whatever is unset from the model's own settings: a repetition penalty there
-    # would bend greedy decoding without a word.
+def plain_decoding(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    ends: Sequence[int],
+    max_new_tokens: int,
+) -> Iterator[int]:
+    """Inside, `model.generate` is greedy; gives the padding token.
+
+    Whatever is unset comes from the model's own settings: a repetition penalty there would bend
+    greedy decoding without a word.
+    """
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (list(ends) or [0])[0]
     own = model.generation_config
-    model.generation_config = config
+    model.generation_config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        eos_token_id=list(ends) or None,
+        pad_token_id=pad,
+        disable_compile=True,
+    )
     try:
-        yield
+        yield pad
     finally:
         model.generation_config = own
 
@@ -195,23 +210,13 @@ def generate(
     if isinstance(model, Engine):
         places = zip(encoded, copies, strict=True)
         seeds = [int(generator(ids, copy, seed).integers(2**31)) for ids, copy in places]
-        decoding = Decoding(
-            seeds, max_new_tokens, samples, temperature, top_p, stop, ends, progress
-        )
-        written = model.write(encoded, decoding)
-        return [_texts(tokenizer, rows, ends, stop) for rows in written]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (ends or [0])[0]
-    config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        eos_token_id=ends or None,
-        pad_token_id=pad,
-        disable_compile=True,
-    )
+        asked = Decoding(seeds, max_new_tokens, samples, temperature, top_p, stop, ends, progress)
+        return [_texts(tokenizer, rows, ends, stop) for rows in model.write(encoded, asked)]
     rows = [(number, copies[number] + i) for number in range(len(encoded)) for i in range(samples)]
     results: list[list[str]] = [[] for _ in prompts]
     lengths = [len(encoded[number]) for number, _ in rows]
-    with _settings(model, config), tqdm(total=len(rows), disable=not progress, unit="text") as bar:
+    decoding = plain_decoding(model, tokenizer, ends, max_new_tokens)
+    with decoding as pad, tqdm(total=len(rows), disable=not progress, unit="text") as bar:
         for group in batches(lengths, max_new_tokens, tokens_per_batch):
             ids, mask = left_pad([encoded[rows[i][0]] for i in group], pad)
             processors = LogitsProcessorList()
@@ -227,7 +232,6 @@ def generate(
             output = model.generate(
                 input_ids=ids.to(model.device),
                 attention_mask=mask.to(model.device),
-                generation_config=config,
                 logits_processor=processors,
                 stopping_criteria=criteria,
             )

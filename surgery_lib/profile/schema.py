@@ -142,7 +142,9 @@ class Probe(Section):
     layers: Literal["all"] | tuple[int, ...] = Field(
         "all", description="indices of hidden_states, negative from the end; the paper: [-1]"
     )
-    pooling: Literal["mean", "last"] = Field("mean", description="over a text's tokens")
+    pooling: Literal["mean", "last", "after_first"] = Field(
+        "mean", description="over a text's tokens; after_first leaves the first token out"
+    )
     max_tokens: int = Field(100, ge=1, description="tokens of a text that are read (paper: 100)")
     direction: Literal["difference", "paper"] = Field(
         "difference", description="W1 − W0 normalised, or row 1 as the authors train it"

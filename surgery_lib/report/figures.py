@@ -28,6 +28,7 @@ def probe_layers(result: Mapping[str, Any]) -> Figure:
             label=estimator.replace("_", " "),
         )
     axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.annotate("chance", (0.01, 0.5), xycoords=("axes fraction", "data"), va="bottom")
     axes.set(
         xlabel="hidden state (0 = embeddings, last = after the final norm)",

@@ -1,5 +1,6 @@
 """The one style of all figures and tables, and how figures are kept: vector and raster."""
 
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -80,10 +81,16 @@ def interval(reading: Mapping[str, Any], scale: float = 100.0, digits: int = 1) 
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned."""
-    rule = ["---", *("---:" for _ in header[1:])]
+    """A Markdown table; columns of numbers are right-aligned, of words left."""
+    columns = list(zip(*rows, strict=True)) if rows else [() for _ in header]
+    rule = ["---:" if column and all(map(_numeric, column)) else "---" for column in columns]
     lines = [header, rule, *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def _numeric(cell: str) -> bool:
+    """A number with whatever follows it, or nothing."""
+    return not cell or cell == "-" or bool(re.match(r"[+-]?\s?[<≤≥]?\s?\.?\d", cell))
 
 
 def error_bars(reading: Mapping[str, Any], scale: float = 100.0) -> tuple[float, list[list[float]]]:

@@ -26,11 +26,12 @@ def one_by_one(model: Any, texts: list[str], pooling: str = "mean") -> torch.Ten
         with torch.no_grad():
             output = model(torch.tensor([ids]), output_hidden_states=True)
         states = torch.stack(output.hidden_states)[:, 0]
-        found.append(states.mean(1) if pooling == "mean" else states[:, -1])
+        parts = {"mean": states, "last": states[:, -1:], "after_first": states[:, 1:]}
+        found.append((parts[pooling] if parts[pooling].shape[1] else states).mean(1))
     return torch.stack(found)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
+@pytest.mark.parametrize("pooling", ["mean", "last", "after_first"])
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_equal_to_hidden_states(name: str, pooling: Any) -> None:
     model = tiny.build(name)
