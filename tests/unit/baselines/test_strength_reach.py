@@ -22,6 +22,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("lora", "task_vector", "lorra", "circuit_breakers", "dexperts"), TRAINING),
     "dpo": TRAINING | OWN,
     "detoxigen": TRAINING | OWN,
+    "spring": TRAINING | OWN,
     "dinm": TRAINING | OWN | {"examples": 2},
     "gmt": TRAINING | {"source": "texts"},
 }
@@ -39,8 +40,10 @@ def test_which_strengths_are_bounded_by_nature() -> None:
     assert set(bounded) == BOUNDED and {knob.high for knob in bounded.values()} == {1.0}
 
 
-@pytest.mark.parametrize("name", sorted(set(BASELINES) - BOUNDED))
-def test_every_other_method_has_a_point_past_the_largest_budget(name: str, tiny: Any) -> None:
+@pytest.mark.parametrize("name", sorted(BASELINES))
+def test_every_method_has_a_point_past_the_largest_budget_or_is_bounded(
+    name: str, tiny: Any
+) -> None:
     model, tokenizer = tiny
     baseline = BASELINES[name]
     fitted: Any = baseline.fit(model, tokenizer, DATA, seed=0, **SETTINGS.get(name, {}))
@@ -60,6 +63,9 @@ def test_every_other_method_has_a_point_past_the_largest_budget(name: str, tiny:
         return {"kl": kl if kl == kl else 1e300}
 
     knobs = baseline.knobs
+    if name in BOUNDED:  # nothing is beyond its limit, and the limit can be reached
+        assert 0 < damage(knobs["strength"].high or 0.0)["kl"] < 1e300
+        return
     low, high = reach(knobs["strength"], damage, BUDGET)
     assert damage(high)["kl"] > BUDGET["kl"] >= damage(low)["kl"]
     for knob, one in knobs.items():
