@@ -98,7 +98,7 @@ def find(
         seed=seed,
         say=lambda line: typer.echo(line, err=True),
     )
-    typer.echo(found.table())
+    typer.echo(f"\n{found.table()}")  # below what the bars left
     files.write_json(out / "found.json", found.as_dict())
     if found.surgery is None:
         raise UserError(

@@ -33,6 +33,7 @@ from surgery_lib.surgery import Surgery
 
 LAYERS = 8  # evenly spaced, the last one with them
 SEARCH_PROMPTS = 40  # of those to choose on
+SURVIVORS = 2  # pairs of probe and rule whose rows and strengths are swept
 BUDGET = Budget(perplexity_rise=0.10, context_kl=0.05)
 # What the studies of this repository chose on most models; cosine alone where experts are.
 SEARCH: dict[str, Any] = {
@@ -132,7 +133,7 @@ def find_surgery(
         chooser,
         settings,
         ledger=sweep.Ledger(None, key),
-        survivors=2,
+        survivors=SURVIVORS,
         labels=("every layer", "size and strength"),
     )
     reporter = meter("test", 0)
@@ -236,7 +237,9 @@ def _estimate(
     meter.read(model, intervals=False)
     seconds = time.perf_counter() - started
     screened = len(table.scores)
-    swept = 2 * len(settings.region.fractions) * len(settings.surgery.strengths)
+    swept = (
+        min(SURVIVORS, screened) * len(settings.region.fractions) * len(settings.surgery.strengths)
+    )
     return (
         f"{screened} + {swept} edits to try at {seconds:.1f} s each: about "
         f"{max(1, round(seconds * (screened + swept) / 60))} min"

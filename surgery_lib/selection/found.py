@@ -85,11 +85,12 @@ def effects(
         ratio = damage.get("perplexity_ratio") or {}
         base = perplexity["value"] / (1 + damage["perplexity_rise"])
         rise = f"{100 * damage['perplexity_rise']:+.1f} %"
-        if "low" in ratio:
+        if "low" in ratio and perplexity["n"] > 1:  # one window has no interval
             ends = (100 * (ratio[end] - 1) for end in ("low", "high"))
             rise += " [{:+.1f}, {:+.1f}]".format(*ends)
         lines.append(
-            f"| perplexity of harmless text | {base:.2f} | {perplexity['value']:.2f} | {rise} |"
+            f"| perplexity of harmless text, {perplexity['tokens']:,} tokens | {base:.2f} "
+            f"| {perplexity['value']:.2f} | {rise} |"
         )
     for key, name in DIVERGENCES:
         if held := damage.get(key):

@@ -91,8 +91,6 @@ def test_real_text_splits_share_nothing(mirror: Path) -> None:
     data.check()
     groups = {prompt.group for prompt in data.prompts["test"]}
     assert groups == {"challenging", "neutral"}
-    # What DPO, DINM and GMT learn from on the patient, they have here too.
-    assert len(data.prompts["train"]) >= 90 and len(data.benign["train"]) >= 50
     assert min(len(members) for members in data.examples.values()) >= 900
 
 

@@ -9,10 +9,12 @@ import surgery_lib
 from surgery_lib import Surgery, find_surgery, fit_probes, load_model, pooled_states, select_rows
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation.statistics import Paired
 from surgery_lib.patient import world
 from surgery_lib.patient.scorer import PatientScorer
 from surgery_lib.profile import Profile
 from surgery_lib.selection import find
+from surgery_lib.selection.found import doubts, effects
 from surgery_lib.selection.texts import behaviour_data
 
 
@@ -124,3 +126,24 @@ def test_too_little_or_contradictory_is_refused() -> None:
         behaviour_data("x", many, [*more, many[0]], None, None, 0)
     with pytest.raises(UserError, match="1 different prompts"):
         behaviour_data("x", many, more, ["only one"] * 20, None, 0)
+
+
+def test_one_window_has_no_interval_and_doubts_are_said() -> None:
+    share = {"value": 0.5, "low": 0.3, "high": 0.7, "n": 20}
+    damage = {
+        "perplexity_rise": 0.1,
+        "perplexity": {"value": 11.0, "n": 1, "tokens": 1200},
+        "perplexity_ratio": {"value": 1.1, "low": 1.1, "high": 1.1},
+    }
+    row = effects(share, share, None, damage).splitlines()[-1]
+    assert row == "| perplexity of harmless text, 1,200 tokens | 10.00 | 11.00 | +10.0 % |"
+    damage["perplexity"] = {"value": 11.0, "n": 2, "tokens": 1200}
+    assert "+10.0 % [+10.0, +10.0]" in effects(share, share, None, damage)
+    numbers = {"p": 0.1, "n": 20, "test": "mcnemar", "low": -0.3}
+    assert doubts(Paired(base=0.5, edited=0.3, difference=-0.2, high=-0.1, **numbers)) == ""
+    assert "reaches zero" in doubts(
+        Paired(base=0.5, edited=0.3, difference=-0.2, high=0.0, **numbers)
+    )
+    assert "little to take away" in doubts(
+        Paired(base=0.05, edited=0.0, difference=-0.05, high=-0.01, **numbers)
+    )

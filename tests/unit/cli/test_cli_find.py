@@ -56,7 +56,7 @@ def found(folder: Path) -> str:
 
 
 def test_find_writes_patch_card_and_record(folder: Path, found: str) -> None:
-    assert "edits to try" in found and "| before | after | change |" in found
+    assert "1 + 2 edits to try" in found and "| before | after | change |" in found
     assert "min; surgery.safetensors" in " ".join(found.split())
     patch = Surgery.load(folder / "patch")
     card = (folder / "patch" / "README.md").read_text()
@@ -168,8 +168,7 @@ def test_smollm2_is_searched_in_small(folder: Path, tmp_path: Path) -> None:
     more = ("--prompts", tmp_path / "prompts.txt", "--profile", tmp_path / "small.yaml")
     limits = ("--perplexity-rise", 1e3, "--context-kl", 1e3, "--max-new-tokens", 10)
     said = run("find", SMOL, *texts, *more, *limits, "--out", tmp_path / "patch")
-    assert "edits to try" in said and "behaviour, % of 12 prompts" in said
-    print(said)
+    assert "1 + 2 edits to try" in said and "behaviour, % of 12 prompts" in said
 
 
 def test_what_is_missing_is_said_before_a_model_is_loaded(folder: Path, tmp_path: Path) -> None:
