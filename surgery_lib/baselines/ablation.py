@@ -57,7 +57,7 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
     """Directional ablation.
 
     `source` "prompts" reads the last token of behaviour and benign prompts, as published; "texts"
-    the mean over the labelled texts.
+    the mean over the labelled texts' tokens after the first, whose own state would drown the rest.
     """
 
     # Strength 1 is the published method.
@@ -71,7 +71,7 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
     ) -> FittedAblation:
         """Directions at all layers from one forward pass. UserError for prompts without benign."""
         data = lesson.data
-        pooling: activations.Pooling = "mean"
+        pooling: activations.Pooling = "after_first"
         if source == "prompts":
             if not data.prompts or not data.benign:
                 raise UserError(
