@@ -122,6 +122,12 @@ TABLES: dict[str, Callable[[], str]] = {
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
+    "compare-smollm2-first": lambda: kept(
+        "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
+    ),
+    "compare-smollm2-context": lambda: kept(
+        "smollm2-135m/toxicity/seed0/tables/compare_context_kl.md"
+    ),
     "damage-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_damage.md"),
     "cost-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_cost.md"),
     "benchmarks": benchmarks,
