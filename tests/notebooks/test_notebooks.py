@@ -15,7 +15,8 @@ PARAMETERS = {"profile", "behaviour", "seed", "overrides", "results"}
 OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
-    "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"},
+    "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"}
+    | {"kept", "test_kept", "clean_texts"},
     "08_fingerprint": {"methods", "others", "quick"},
     "09_drift": {"methods", "train", "test", "longest", "quick"},
     "10_attack": {"methods", "quick", "steps"},
