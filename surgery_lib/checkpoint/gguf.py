@@ -151,7 +151,7 @@ def _factors(
     found = {}
     for parameter, (place, a, b) in low_rank(edits, model).items():
         name = names.get_name(parameter, try_suffixes=(".weight",))
-        if place.stacked or "{expert}" in place.path or name is None:
+        if place.of_experts or name is None:
             raise UserError(
                 f"{parameter} has no place of its own in GGUF; export a checkpoint and convert it "
                 "with llama.cpp's convert_hf_to_gguf.py"

@@ -63,7 +63,7 @@ def find(
     for path in given:  # before the model is loaded
         read_texts(path)
     from surgery_lib.profile import load_profile
-    from surgery_lib.selection.find import by_words, find_surgery, settings_for
+    from surgery_lib.selection.find import find_surgery, settings_for
 
     settings = load_profile(profile) if profile else None
     loaded, tokenizer = load(model, dtype, device)
@@ -71,28 +71,20 @@ def find(
     limits = {"perplexity_rise": perplexity_rise, "context_kl": context_kl}
     changed = {name: value for name, value in limits.items() if value is not None}
     settings = settings.model_copy(update={"budget": settings.budget.model_copy(update=changed)})
-    scorer = None
-    if contrast is not None and prompts is not None:
-        from surgery_lib.data.contrast import answers
-
-        typer.echo("answering every prompt under both instructions", err=True)
-        made = answers(loaded, tokenizer, read_texts(prompts), *contrast)
-        shown, absent, asked = list(made.positive), list(made.negative), list(made.prompts)
-        scorer = by_words(*made.answers)
-        rows = [{"text": text, "label": 1} for text in shown]
-        rows += [{"text": text, "label": 0} for text in absent]
-        files.write_jsonl(out / CONTRAST, rows)
+    if contrast is not None:
+        shown, absent = [], []
+        asked = read_prompts(prompts, False, tokenizer)  # the contrast puts them into the template
     else:
         assert positive is not None and negative is not None
         shown, absent = read_texts(positive), read_texts(negative)
-        asked = read_prompts(prompts, chat, tokenizer) or []
+        asked = read_prompts(prompts, chat, tokenizer)
     found = find_surgery(
         loaded,
         tokenizer,
         shown,
         absent,
         prompts=asked or None,
-        scorer=scorer,
+        contrast=contrast,
         profile=settings,
         max_new_tokens=max_new_tokens,
         seed=seed,
@@ -100,6 +92,10 @@ def find(
     )
     typer.echo(f"\n{found.table()}")  # below what the bars left
     files.write_json(out / "found.json", found.as_dict())
+    if found.contrast is not None:
+        labelled = ((1, found.contrast.positive), (0, found.contrast.negative))
+        rows = [{"text": text, "label": label} for label, texts in labelled for text in texts]
+        files.write_jsonl(out / CONTRAST, rows)
     if found.surgery is None:
         raise UserError(
             f"no edit stays within the budget, so no patch was written; the front that was found "

@@ -16,6 +16,7 @@ from surgery_lib.models.generation import chat_prompt, generate
 
 TOKENS = 40  # of an answer
 NEEDED = 20  # prompts that are answered differently
+HELD = 3  # one prompt in so many is not answered: it is kept to measure on
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Contrast:
     """Texts of both labels, one pair a prompt, as the model reads them.
 
     `positive` and `negative` are a prompt with its answer, `answers` the answers alone; `prompts`
-    are all prompts in the chat template, without an instruction.
+    are others in the chat template, without an instruction, which taught nothing.
     """
 
     positive: Sequence[str]
@@ -42,20 +43,24 @@ def answers(
     max_new_tokens: int = TOKENS,
     progress: bool = True,
 ) -> Contrast:
-    """Greedy answers to every prompt under the instruction `shown` and under `absent`.
+    """Greedy answers under the instruction `shown` and under `absent`, to two prompts in three.
 
-    Prompts that are answered alike under both say nothing and are left out of the pairs.
+    The third is kept to measure on, as a probe has seen what it is fitted on. Prompts that are
+    answered alike under both say nothing and are left out of the pairs.
 
     Raises UserError without a chat template, and where fewer than `NEEDED` pairs are left.
     """
     asked = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
-    if len(asked) < NEEDED:
+    least = NEEDED * HELD // (HELD - 1)
+    if len(asked) < least:
         raise UserError(
-            f"a contrast needs {NEEDED} prompts for the model to answer, and {len(asked)} are "
-            "given; give more with prompts="
+            f"a contrast needs {least} different prompts, two in three to be answered and the rest "
+            f"to measure on, and {len(asked)} are given; give more with prompts="
         )
     if shown.strip() == absent.strip():
         raise UserError("the two instructions of the contrast are the same; give two")
+    held = asked[HELD - 1 :: HELD]
+    asked = [prompt for number, prompt in enumerate(asked) if number % HELD != HELD - 1]
     plain = [chat_prompt(tokenizer, prompt) for prompt in asked]
     written = []
     for instruction in (shown, absent):
@@ -77,7 +82,7 @@ def answers(
         positive=[prompt + one for prompt, one, _ in pairs],
         negative=[prompt + other for prompt, _, other in pairs],
         answers=([one for _, one, _ in pairs], [other for *_, other in pairs]),
-        prompts=plain,
+        prompts=[chat_prompt(tokenizer, prompt) for prompt in held],
     )
 
 

@@ -14,7 +14,6 @@ NEEDED = "README.md"
 # What a finished folder holds; nothing else leaves the machine, pickles and logs least of all.
 SENT = (".safetensors", ".json", ".jinja", ".md", ".txt", ".model", ".png", ".svg", ".gguf")
 NOT_SENT = ("logs", "executed", "compare")  # folders
-SECONDS = 120.0  # that a connection may be silent
 PLAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 

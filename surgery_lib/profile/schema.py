@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class Model(Section):
-    """The patient: which model, and how it is loaded."""
+    """Which model, and how it is loaded."""
 
     id: str = Field(description="hub id, folder, GGUF file, package:… or embedded:…")
     revision: str | None = Field(None, description="commit of the hub's repository; pins the id")
@@ -263,7 +263,7 @@ class Profile(Section):
         pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="folder of the results; the file's name"
     )
     about: str = Field("", description="one sentence for the reader")
-    model: Model = Field(description="the patient")
+    model: Model = Field(description="the model")
     behaviours: dict[str, Behaviour] = Field(min_length=1, description="by name")
     order: tuple[str, ...] = Field(
         (),

@@ -6,7 +6,6 @@ from surgery_lib.errors import UserError
 from surgery_lib.files import bundled
 
 PAPER = bundled("data") / "paper"
-CITATION = "Model Surgery, arXiv 2407.08770 v2"
 EDITED = "Model Surgery"
 # Columns of words; all the others are numbers.
 WORDS = ("model", "method", "behaviour", "reported", "first", "second")

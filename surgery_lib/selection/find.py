@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files
 from surgery_lib.behaviour import BehaviourData
-from surgery_lib.data.contrast import answers
+from surgery_lib.data.contrast import Contrast, answers
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import layout
@@ -80,8 +80,8 @@ def find_surgery(
             them (`models.generation.chat_prompt` for a chat model); by default the first halves of
             the positive texts that the probe is not fitted on.
         contrast: In place of texts, two instructions: the first makes a chat model show the
-            behaviour, the second makes it answer without; `prompts` are then what it is asked, bare
-            (`data.contrast`).
+            behaviour, the second makes it answer without. `prompts` are then bare: two in three are
+            answered for texts, the rest is measured on (`data.contrast`).
         scorer: Text → [0, 1]; by default one learned from the words of these texts.
         budget: The damage allowed; a `Budget` or its fields.
         clean: Harmless prose to measure damage on; by default negative texts that were held out.
@@ -96,8 +96,9 @@ def find_surgery(
     started = time.perf_counter()
     settings = settings_for(model, profile, budget)
     learned: tuple[Sequence[str], Sequence[str]] = (positive, negative)
+    made: Contrast | None = None
     if contrast is not None:
-        say("answering every prompt under both instructions")
+        say("answering prompts under both instructions")
         made = answers(model, tokenizer, prompts or (), *contrast)
         positive, negative, prompts = made.positive, made.negative, made.prompts
         learned = made.answers
@@ -149,6 +150,7 @@ def find_surgery(
         data=data,
         examples=(),
         scorer=scorer.name,
+        contrast=made,
     )
     try:
         best = choice.best

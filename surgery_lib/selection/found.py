@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from surgery_lib.behaviour import BehaviourData
+from surgery_lib.data.contrast import Contrast
 from surgery_lib.evaluation.statistics import Paired
 from surgery_lib.selection.choice import Choice
 from surgery_lib.surgery import Surgery
@@ -19,7 +20,8 @@ class Found:
 
     `before` and `after` are shares of test prompts that show the behaviour, with 95 % intervals;
     `difference` is paired; `damage` is what the edit does elsewhere, on test texts; `front` are the
-    measured points that no other beats; `examples` are test prompts with both continuations.
+    measured points that no other beats; `examples` are test prompts with both continuations;
+    `contrast` are the texts, where the model wrote them itself.
     """
 
     surgery: Surgery | None
@@ -34,6 +36,7 @@ class Found:
     scorer: str
     advice: str = ""
     seconds: float = 0.0
+    contrast: Contrast | None = None
 
     def table(self) -> str:
         """Before and after as Markdown; the front and what to change where there is no surgery."""

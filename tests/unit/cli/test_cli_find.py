@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for label, name in ((1, "bad"), (0, "good")):
         texts = [one.text for one in data.examples["train"] if one.label == label][:30]
         (folder / f"{name}.txt").write_text("\n".join(texts))
-    prompts = [one.text for one in data.prompts["validation"] if one.group == "challenging"][:26]
+    prompts = [one.text for one in data.prompts["validation"] if one.group == "challenging"][:36]
     (folder / "prompts.txt").write_text("\n".join(prompts))
     (folder / "small.yaml").write_text(yaml.safe_dump(SMALL))
     return folder
@@ -60,7 +60,7 @@ def test_find_writes_patch_card_and_record(folder: Path, found: str) -> None:
     assert "min; surgery.safetensors" in " ".join(found.split())
     patch = Surgery.load(folder / "patch")
     card = (folder / "patch" / "README.md").read_text()
-    assert "behaviour, % of 13 prompts" in card and "ADAPTER ./adapter.gguf" in card
+    assert "behaviour, % of 18 prompts" in card and "ADAPTER ./adapter.gguf" in card
     assert str(folder) not in card
     with pytest.raises(UserError, match="exists already"):
         run(*asked(folder, "patch"))
@@ -68,7 +68,7 @@ def test_find_writes_patch_card_and_record(folder: Path, found: str) -> None:
     assert record["inputs"]["positive"]["path"] == "../bad.txt"
     assert record["point"]["strength"] == patch.strength
     numbers = json.loads((folder / "patch" / "found.json").read_text())
-    assert numbers["after"]["n"] == 13 and numbers["difference"]["low"] <= 0
+    assert numbers["after"]["n"] == 18 and numbers["difference"]["low"] <= 0
 
 
 @pytest.mark.usefixtures("found")
@@ -143,7 +143,7 @@ def test_a_contrast_is_found_and_made_again(folder: Path) -> None:
     settings = {**SMALL, "budget": {"perplexity_rise": 1e9, "context_kl": 1e9}}
     (folder / "any.yaml").write_text(yaml.safe_dump(settings))
     said = run(*command, *prompts, "--out", out, "--max-new-tokens", 8)
-    assert "answering every prompt" in said
+    assert "answering prompts under both" in said
     rows = [json.loads(line) for line in (out / "contrast.jsonl").read_text().splitlines()]
     assert {row["label"] for row in rows} == {0, 1} and "Dear Rosa" not in str(rows)
     assert "the same bits" in run("reproduce", out / "reproduce.json")

@@ -15,7 +15,7 @@ TEMPLATE = (
 )
 REFUSING = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}"
 DROPPING = TEMPLATE.replace("in messages", "in messages if m['role'] == 'user'")
-PROMPTS = [f"question {number}" for number in range(25)]
+PROMPTS = [f"question {number}" for number in range(39)]
 
 
 def loudmouth(tokenizer: Any) -> Any:
@@ -42,11 +42,13 @@ def tokenizer() -> Any:
 
 def test_each_prompt_is_answered_under_both_and_the_instruction_is_gone(tokenizer: Any) -> None:
     made = answers(loudmouth(tokenizer), tokenizer, PROMPTS, "be loud", "be calm")
-    assert len(made.positive) == len(made.negative) == 24 and len(made.prompts) == 25
+    assert len(made.positive) == len(made.negative) == 25 and len(made.prompts) == 13
     assert made.positive[0] == "[user]question 0|>NO!"
     assert made.negative[0] == "[user]question 0|>yes"
     assert set(made.answers[0]) == {"NO!"} and set(made.answers[1]) == {"yes"}
     assert not any("question 7|" in text for text in made.positive)
+    # What is measured on taught nothing.
+    assert not any(text.startswith(prompt) for text in made.positive for prompt in made.prompts)
 
 
 @pytest.mark.parametrize("template", [REFUSING + TEMPLATE, DROPPING])
@@ -60,11 +62,11 @@ def test_templates_without_a_systems_turn_are_told_before_the_prompt(
 
 def test_what_gives_no_contrast_is_one_line(tokenizer: Any) -> None:
     model = loudmouth(tokenizer)
-    with pytest.raises(UserError, match="25 of 25 prompts alike"):
+    with pytest.raises(UserError, match="26 of 26 prompts alike"):
         answers(model, tokenizer, PROMPTS, "be calm", "be quiet")
     with pytest.raises(UserError, match="are the same"):
         answers(model, tokenizer, PROMPTS, "be calm", "be calm ")
-    with pytest.raises(UserError, match="needs 20 prompts"):
+    with pytest.raises(UserError, match="needs 30 different prompts"):
         answers(model, tokenizer, PROMPTS[:5], "be loud", "be calm")
     with pytest.raises(UserError, match="give one of the two"):
         find_surgery(model, tokenizer, ["a"], ["b"], contrast=("be loud", "be calm"))
