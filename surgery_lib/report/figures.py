@@ -115,16 +115,18 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
     for number, (rule, counts) in enumerate(result["rows_per_block"].items()):
         axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=rule)
     _level(axes, result["count"] / result["blocks"], "spread evenly")
-    counts = np.asarray(next(iter(result["rows_per_block"].values())))
-    half = counts[len(counts) // 2 :].sum() / counts.sum()
+    deeper = [
+        f"{percent(sum(counts[len(counts) // 2 :]) / sum(counts), 0)} by {rule}"
+        for rule, counts in result["rows_per_block"].items()
+    ]
     axes.set(
         xlabel="block",
         ylabel="selected rows",
         ylim=(0, None),
-        title=f"{percent(half, 0)} of the cosine rule's rows are in the deeper half",
+        title=f"In the deeper half: {', '.join(deeper)}",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="lower right")
+    axes.legend(loc="best")
     return figure
 
 
@@ -143,13 +145,15 @@ def screening(result: Mapping[str, Any]) -> Figure:
     shown = [name.replace("_", " ") for name in names]
     _heatmap(axes, grid, layers, shown, "behaviour left, %", **look)
     rates = [cell["rate"]["value"] for cell in cells]
-    best = cells[int(np.argmin(rates))]
+    least = [cell for cell in cells if cell["rate"]["value"] == min(rates)]
+    where = f"{least[0]['kind'].replace('_', ' ')}, layer {least[0]['layer']}"
     axes.set(
         xlabel="layer of the probe",
         title=(
             f"Same size, other direction: {percent(result['base']['rate']['value'], 0)} become "
             f"{percent(min(rates), 0)} to {percent(max(rates), 0)}\n"
-            f"(best: {best['kind'].replace('_', ' ')}, layer {best['layer']})"
+            f"(least by {where if len(least) == 1 else f'{len(least)} of {len(cells)}'}; "
+            "damage is not held equal)"
         ),
     )
     axes.tick_params(axis="y", rotation=0)
@@ -228,17 +232,12 @@ def variants(result: Mapping[str, Any]) -> Figure:
     base, edited = (result["variants"][n]["draws"][0]["rate"]["value"] for n in ("base", "edited"))
     left.set(xlabel="behaviour on test prompts, %", xlim=(0, None))
     right.set(xlabel="perplexity on clean test text")
-    drop = 1 - edited / base if base else 0.0
-    finding = f"The edit takes away {percent(drop, 0)} of the behaviour, the best control "
-    finding += percent(_best_control_drop(result, base), 0)
+    finding = f"The edit leaves {percent(edited)} of {percent(base)}"
+    controls = [v for name, v in result["variants"].items() if name not in ("base", "edited")]
+    if rates := [draw["rate"]["value"] for variant in controls for draw in variant["draws"]]:
+        finding += f", controls {percent(min(rates))} to {percent(max(rates))}"
     figure.suptitle(finding, x=0.01, ha="left", fontsize=12, fontweight="bold")
     return figure
-
-
-def _best_control_drop(result: Mapping[str, Any], base: float) -> float:
-    controls = [v for name, v in result["variants"].items() if name not in ("base", "edited")]
-    rates = [draw["rate"]["value"] for variant in controls for draw in variant["draws"]]
-    return 1 - min(rates) / base if rates and base else 0.0
 
 
 def capability(result: Mapping[str, Any]) -> Figure:
