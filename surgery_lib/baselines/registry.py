@@ -1,6 +1,6 @@
 """All methods in one table: where each is published, and what its fit needs.
 
-A method's own file has its name, kind and knobs; the README's table is made from both.
+A method's own file has its name, kind and knobs; the table in docs/comparison.md is made from both.
 """
 
 from dataclasses import dataclass
