@@ -16,7 +16,7 @@ import psutil
 import torch
 
 from surgery_lib import files, scorers
-from surgery_lib.baselines import BASELINES, Fitted, TrainingData
+from surgery_lib.baselines import BASELINES, METHODS, Fitted, TrainingData
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses
@@ -125,7 +125,10 @@ class Comparison:
         torch.manual_seed(self.study.seed)
         with peak_memory() as peak:
             started = time.perf_counter()
-            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed)
+            # What tells the model's own completions apart is the same for all that learn from them.
+            own = "samples" in METHODS[name].needs and bool(data.prompts)
+            fixed = {"score": self.validation.scorers[0]} if own else {}
+            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed, **fixed)
             seconds = time.perf_counter() - started
         trials = search.search(
             self.model,
