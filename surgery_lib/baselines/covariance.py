@@ -60,6 +60,7 @@ class FittedCovariance(Read):
         k: float = K,
         ridge: float = RIDGE,
         read: covariance.Read = "raw",
+        select: region.Select = "opposed",
     ) -> Surgery:
         """The surgery that these settings mean, which can be saved as a patch."""
         return covariance.plan(
@@ -70,9 +71,15 @@ class FittedCovariance(Read):
             k=k,
             ridge=ridge,
             read=read,
+            select=select,
             row_norm=self.row_norm,
             about={"k": k, "ridge": ridge, "read": read, "rule": "covariance"},
         )
+
+    def scores(self, model: nn.Module, ridge: float = RIDGE) -> Tensor:
+        """First-order effect of every row (rows,), by which `plan` selects."""
+        directions = torch.stack([one.direction(ridge) for one in self.blocks])
+        return covariance.scores(model, self.blocks, directions, self.write)
 
     def cost(self, *, k: float = K, **_: Any) -> Cost:
         """The selected rows, each in every column."""

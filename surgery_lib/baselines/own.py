@@ -6,7 +6,9 @@ All of them get the same ones: the same prompts, samples and seed, told apart by
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from surgery_lib.baselines.base import Lesson
@@ -21,7 +23,7 @@ PROBE_DEPTH = 0.7
 PROBE_TEXTS = 500
 PROBE_TOKENS = 64
 
-Score = Callable[[Sequence[str]], Sequence[float]]
+Score = Callable[[Sequence[str]], ArrayLike]  # more of the behaviour is higher
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +82,7 @@ def write(
         scores, labels, read = _probe_scores(lesson, flat, progress)
         forward += read
     else:
-        scores = torch.tensor(list(score(flat)), dtype=torch.float32)
+        scores = torch.tensor(np.asarray(score(flat)), dtype=torch.float32)
     repeated = [row for row in rows for _ in range(samples)]
     return Own(repeated, tails, scores, samples, len(asked), labels, forward)
 

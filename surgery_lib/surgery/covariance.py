@@ -205,6 +205,7 @@ def plan(
     k: int | float,
     ridge: float,
     read: Read = "raw",
+    select: region.Select = "opposed",
     row_norm: float | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Surgery:
@@ -214,5 +215,5 @@ def plan(
     stream, `ridge` in units of the mean diagonal of S.
     """
     directions = torch.stack([one.direction(ridge, read) for one in blocks])
-    rows = region.select(scores(model, blocks, directions, write), k)
+    rows = region.select(scores(model, blocks, directions, write), k, rule=select)
     return Surgery.build(model, rows, directions, strength, row_norm=row_norm, about=about)
