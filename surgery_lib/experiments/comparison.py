@@ -27,6 +27,7 @@ from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
 from surgery_lib.selection.trials import BOTH, HELD, MEASURES
+from surgery_lib.selection.unsearched import unsearched
 from surgery_lib.study import Study
 
 BUDGETS = (0.01, 0.05, 0.1)
@@ -42,8 +43,8 @@ LATENCY_ROUNDS = 3
 class Plan:
     """How much is spent on every method alike.
 
-    `trials` of the search; `labels` labelled texts to fit on; `capability` items a task, measured
-    at the middle budget, 0 for none.
+    `trials` of the search, 0 for none (default knobs, strength by damage alone); `labels`
+    labelled texts to fit on; `capability` items a task, measured at the middle budget, 0 for none.
     """
 
     trials: int
@@ -130,19 +131,24 @@ class Comparison:
             fixed = {"score": self.validation.scorers[0]} if own else {}
             fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed, **fixed)
             seconds = time.perf_counter() - started
-        trials = search.search(
-            self.model,
-            self.tokenizer,
-            baseline,
-            data,
-            behaviour=self._behaviour,
-            damage=self._damage,
-            budget=dict.fromkeys(MEASURES, max(BUDGETS)),
-            trials=self.plan.trials,
-            journal=self.study.path(f"logs/search-{name}.journal"),
-            seed=self.study.seed,
-            fitted=fitted,
-        )
+        options: dict[str, Any] = {"behaviour": self._behaviour, "damage": self._damage}
+        if self.plan.trials:
+            trials = search.search(
+                self.model,
+                self.tokenizer,
+                baseline,
+                data,
+                budget=dict.fromkeys(MEASURES, max(BUDGETS)),
+                trials=self.plan.trials,
+                journal=self.study.path(f"logs/search-{name}.journal"),
+                seed=self.study.seed,
+                fitted=fitted,
+                **options,
+            )
+        else:
+            trials = unsearched(
+                self.model, baseline, fitted, measures=MEASURES, budgets=BUDGETS, **options
+            )
         points = self._points(fitted, trials)
         knobs = next((p["knobs"] for p in points), dict(trials[0].knobs))
         rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
