@@ -19,7 +19,7 @@ from surgery_lib.selection.trials import Trial
 NEAR, READINGS = 0.03, 12
 
 
-def unsearched(
+def by_damage(
     model: Any,
     baseline: Baseline,
     fitted: Fitted,

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import pytest
 
 from surgery_lib.baselines.base import SearchRange, strength_range
-from surgery_lib.selection.unsearched import unsearched
+from surgery_lib.selection.unsearched import by_damage
 
 
 class Square:
@@ -33,7 +33,7 @@ def test_strength_comes_as_near_to_each_budget_as_asked() -> None:
         read.append(strength)
         return {"first": strength**2, "context": strength**2 / 4}
 
-    found = unsearched(
+    found = by_damage(
         None,
         method,
         method,
