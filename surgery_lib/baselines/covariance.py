@@ -78,8 +78,11 @@ class FittedCovariance(Read):
 
     def scores(self, model: nn.Module, ridge: float = RIDGE) -> Tensor:
         """First-order effect of every row (rows,), by which `plan` selects."""
-        directions = torch.stack([one.direction(ridge) for one in self.blocks])
-        return covariance.scores(model, self.blocks, directions, self.write)
+        return covariance.scores(model, self.blocks, self.directions(ridge), self.write)
+
+    def directions(self, ridge: float = RIDGE) -> Tensor:
+        """What every block reads along: (blocks, width), each of norm 1."""
+        return torch.stack([one.direction(ridge) for one in self.blocks])
 
     def cost(self, *, k: float = K, **_: Any) -> Cost:
         """The selected rows, each in every column."""

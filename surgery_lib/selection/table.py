@@ -50,6 +50,11 @@ class Table:
     row_norm: float
     fitted: FittedCovariance | None = None
 
+    @property
+    def reads(self) -> dict[str, Tensor]:
+        """By rule, the directions (blocks, width) that rows move along in place of the probe's."""
+        return {} if self.fitted is None else {"covariance": self.fitted.directions()}
+
     def surgery(
         self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
     ) -> Surgery:

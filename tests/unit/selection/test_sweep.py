@@ -202,3 +202,16 @@ def test_the_verdict_says_which_way_it_went(before, after, words):
         return {"draws": [{"rate": rate, "perplexity": {"value": 9.0}, "perplexity_rise": 0.0}]}
 
     assert words in tables.verdict({"variants": {"base": draw(before), "edited": draw(after)}})
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.31, True), (0.05, True), (0.049, False)])
+def test_the_verdict_says_when_a_change_may_be_chance(p: float, said: bool) -> None:
+    from surgery_lib.report import tables
+
+    def draw(value: float) -> dict[str, Any]:
+        held = {"rate": {"value": value, "n": 24}, "perplexity": {"value": 9.0}}
+        tests = {"first": {"p": p}, "other": {"p": 0.5}}
+        return {"draws": [{**held, "perplexity_rise": 0.0, "against_base": tests}]}
+
+    text = tables.verdict({"variants": {"base": draw(0.5), "edited": draw(0.4)}})
+    assert ("no clear change" in text) is said
