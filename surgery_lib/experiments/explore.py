@@ -85,8 +85,8 @@ class Explorer:
     Args:
         probes: Directions by name, as `probe.load` gives them; the first one is shown first.
         scorers: Whose verdicts are shown; the first one's is counted.
-        scores: Scores of all rows by (score, probe), as `selection.table.Table` has them; the cosine is
-            computed where it is not among them.
+        scores: Scores of all rows by (score, probe), as `selection.table.Table` has them; the
+            cosine is computed where it is not among them.
         matrix, unit, row_norm: Of the study's edits, so that a chosen one is the same here.
         reads: What rows of a score move along where it is not the probe: (blocks, width) by score.
     """

@@ -19,9 +19,9 @@ from surgery_lib.experiments.panel_page import RED, render
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.surgery.probe import Probe
 
-# 1 for a still picture, 0 for the controls; where it is not set, `on_screen` looks for a browser.
 # What a search's table shares with the panel, so that a chosen edit is the same in both.
 SHARED = ("scores", "matrix", "unit", "row_norm", "reads")
+# 1 for a still picture, 0 for the controls; where it is not set, `on_screen` looks for a browser.
 HEADLESS = "MODEL_SURGERY_HEADLESS"
 # What Jupyter's server, VS Code and Colab set for a kernel; papermill and nbconvert set none.
 SCREENS = ("JPY_SESSION_NAME", "VSCODE_CWD", "VSCODE_PID", "COLAB_RELEASE_TAG")
