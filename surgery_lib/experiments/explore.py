@@ -80,7 +80,7 @@ class Explorer:
         probe = self.probes[direction]
         if direction not in self._cosines:
             self._cosines[direction] = region.cosine_scores(self.model, probe.direction)
-        rows = region.select(self._cosines[direction], k, rule=rule)  # type: ignore[arg-type]
+        rows = region.select(self._cosines[direction], k, select=rule)  # type: ignore[arg-type]
         return Surgery.build(
             self.model, rows, probe.direction, strength, row_norm=self._row_norm, about={}
         )

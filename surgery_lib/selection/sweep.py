@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -22,15 +21,13 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.study import Study
-from surgery_lib.surgery import Surgery, Unit, gains, region
-from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery import Surgery, Unit, region
+from surgery_lib.surgery.effects import score_rows
 from surgery_lib.surgery.estimators import origin
 from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
 PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-# Rules that need the weights alone.
-COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class Table:
         self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
     ) -> Surgery:
         """The edit of one point."""
-        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=select)
+        rows = region.select(self.scores[point.rule, point.probe], point.fraction, select=select)
         return Surgery.build(
             model,
             rows,
@@ -80,14 +77,11 @@ def prepare(
     """Score all rows by every rule of the profile, for every probe."""
     matrix = profile.region.matrix
     scores: dict[tuple[str, str], Tensor] = {}
+    texts = [example.text for example in data.examples["train"] if example.label]
+    texts = texts[: profile.region.effect_texts]
+    directions = [one.direction for one in probes.values()]
     for rule in profile.region.rules:
-        if rule in COSINES:
-            found = [COSINES[rule](model, p.direction, matrix) for p in probes.values()]
-        else:
-            texts = [example.text for example in data.examples["train"] if example.label]
-            directions = torch.stack([p.direction for p in probes.values()])
-            texts = texts[: profile.region.effect_texts]
-            found = list(effect_scores(model, tokenizer, texts, directions))
+        found = score_rows(model, directions, rule, tokenizer, texts, matrix)
         scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
     row_norm = region.mean_row_norm(model, matrix)
     return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
