@@ -11,6 +11,7 @@ from surgery_lib.behaviour import SPLITS, BehaviourData
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
 from surgery_lib.models import activations, layout
+from surgery_lib.selection.probes import read
 from surgery_lib.selection.sweep import Ledger
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, gains, probe
@@ -53,16 +54,9 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         layers = sorted({1, count // 2, count - 2, count - 1, chosen.layer})
     states, labels = {}, {}
     for split in SPLITS[:2]:
-        examples = data.examples[split][: profile.probe.limit or None]
-        labels[split] = [example.label for example in examples]
-        states[split] = activations.cached_states(
-            study.cache,
-            model,
-            tokenizer,
-            [example.text for example in examples],
-            layers=layers,
-            pooling=profile.probe.pooling,
-            max_tokens=profile.probe.max_tokens,
+        examples = data.examples[split]
+        states[split], labels[split] = read(
+            model, tokenizer, examples, profile.probe, layers, study.cache
         )
     bench = Bench(
         model=model,
