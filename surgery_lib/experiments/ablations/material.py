@@ -39,14 +39,9 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         kept=CONTEXT_PAIRS,
     )
     key = files.fingerprint(
-        study.settings(),
-        study.seed,
-        data.fingerprint,
-        surgery.fingerprint,
-        surgery.direction,
-        surgery.coefficients,
-        CLEAN_TEXTS,
-        CONTEXT_PAIRS,
+        *(study.settings(), study.seed, data.fingerprint),
+        *(surgery.fingerprint, surgery.direction, surgery.coefficients),
+        *(CLEAN_TEXTS, CONTEXT_PAIRS),
     )
     count = activations.n_layers(model)
     layers = activations.layer_numbers(model, profile.probe.layers)
@@ -59,12 +54,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
             model, tokenizer, examples, profile.probe, layers, study.cache
         )
     bench = Bench(
-        model=model,
-        tokenizer=tokenizer,
-        data=data,
-        surgery=surgery,
-        chosen=chosen,
-        meter=meter,
+        *(model, tokenizer, data, surgery, chosen, meter),
         ledger=Ledger(study.path("logs/ablations.jsonl"), key),
         draws=max(5, profile.controls.random_seeds),
         layers=layers,
