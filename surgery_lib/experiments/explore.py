@@ -137,7 +137,7 @@ class Explorer:
                     f"rows have no score {edit.score} for {edit.direction}; choose {COSINE}"
                 )
             self._scores[key] = region.cosine_scores(self.model, probe.direction, self.matrix)
-        rows = region.select(self._scores[key], edit.k, rule=edit.rows)  # type: ignore[arg-type]
+        rows = region.select(self._scores[key], edit.k, select=edit.rows)  # type: ignore[arg-type]
         built = Surgery.build(
             self.model,
             rows,

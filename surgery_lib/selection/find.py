@@ -115,17 +115,8 @@ def find_surgery(
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
     def meter(split: str, count: int) -> Evaluator:
-        return Evaluator(
-            model,
-            tokenizer,
-            data,
-            spec,
-            settings.evaluation,
-            [scorer],
-            split=split,
-            prompts=count,
-            **options,
-        )
+        subject = (model, tokenizer, data, spec, settings.evaluation, [scorer])
+        return Evaluator(*subject, split=split, prompts=count, **options)
 
     chooser = meter("validation", SEARCH_PROMPTS)
     say(_estimate(model, chooser, table, settings))
@@ -141,19 +132,7 @@ def find_surgery(
     )
     reporter = meter("test", 0)
     before = reporter.base.rate(scorer.name)
-    found = Found(
-        surgery=None,
-        before=before,
-        after=None,
-        difference=None,
-        damage=None,
-        front=choice.front,
-        choice=choice,
-        data=data,
-        examples=(),
-        scorer=scorer.name,
-        contrast=made,
-    )
+    found = Found(before, choice.front, choice, data, scorer.name, contrast=made)
     try:
         best = choice.best
     except UserError:  # nothing is within the budget: the front says how near

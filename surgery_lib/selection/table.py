@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -13,14 +12,12 @@ from surgery_lib.baselines.own import Score
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
-from surgery_lib.surgery import Surgery, Unit, gains, region
-from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery import Surgery, Unit, region
+from surgery_lib.surgery.effects import score_rows
 from surgery_lib.surgery.estimators import origin
 from surgery_lib.surgery.probe import Probe
 
 PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-# Rules that need the weights alone.
-COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 # The direction that the covariance rule writes against stands among the probes under this name.
 LIKELIHOOD = "likelihood"
 Pair = tuple[str, str]  # of a rule and a probe's name
@@ -63,7 +60,7 @@ class Table:
         if point.rule == "covariance" and self.fitted is not None:
             found = self.fitted.plan(model, point.strength, k=point.fraction, select=select)
             return replace(found, about=about)
-        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=select)
+        rows = region.select(self.scores[point.rule, point.probe], point.fraction, select=select)
         return Surgery.build(
             model,
             rows,
@@ -92,22 +89,17 @@ def prepare(
     matrix = profile.region.matrix
     scores: dict[Pair, Tensor] = {}
     fitted, members = None, dict(probes)
+    directions = [one.direction for one in probes.values()]
+    training = _training(data, profile.region.effect_texts)
     for rule in profile.region.rules:
         if rule == "covariance":
-            fitted = Covariance().fit(
-                model, tokenizer, _training(data, profile.region.effect_texts), score=score
-            )
+            fitted = Covariance().fit(model, tokenizer, training, score=score)
             last = activations.n_layers(model) - 1
             own = Probe(fitted.write, fitted.write, 0.0, last, LIKELIHOOD, data.name)
             members[own.name] = own
             scores[rule, own.name] = fitted.scores(model)
             continue
-        if rule in COSINES:
-            found = [COSINES[rule](model, p.direction, matrix) for p in probes.values()]
-        else:
-            directions = torch.stack([p.direction for p in probes.values()])
-            texts = _training(data, profile.region.effect_texts).of(1)
-            found = list(effect_scores(model, tokenizer, texts, directions))
+        found = score_rows(model, directions, rule, tokenizer, training.of(1), matrix)
         scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
     row_norm = region.mean_row_norm(model, matrix)
     return Table(members, scores, profile.surgery.unit, matrix, row_norm, fitted)

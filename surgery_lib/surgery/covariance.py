@@ -215,7 +215,7 @@ def plan(
     stream, `ridge` in units of the mean diagonal of S.
     """
     directions = torch.stack([one.direction(ridge, read) for one in blocks])
-    rows = region.select(scores(model, blocks, directions, write), k, rule=select)
+    rows = region.select(scores(model, blocks, directions, write), k, select=select)
     return Surgery.build(model, rows, directions, strength, row_norm=row_norm, about=about)
 
 
