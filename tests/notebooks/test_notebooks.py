@@ -22,6 +22,7 @@ OWN = {
     "10_attack": {"methods", "quick", "steps"},
     "11_code": {"methods", "encoder", "programs", "quick"},
     "12_retrieval": {"methods", "quick"},
+    "quickstart": {"contrast"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
