@@ -88,7 +88,10 @@ def test_it_runs_and_leaves_a_finished_folder(
     assert "base" in json.loads((folder / "quickstart.json").read_text())["result"]["variants"]
     said = words(executed)
     # The picture of the panel, at the chosen edit and on a prompt, though nothing says headless.
-    assert "model-surgery-panel" in said and "widget-view" not in said
+    cells = json.loads(executed.read_text())["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs") or []]
+    (shown,) = [output for output in outputs if "model-surgery-panel" in json.dumps(output)]
+    assert set(shown["data"]) == {"text/html", "text/plain"}
     assert "the chosen edit: " in said and "the budget of 1e+06" in said
     assert said.index("2 + 2 edits to try: about") < said.index("The behaviour")
     assert "Not asked for" in said
