@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from surgery_lib.cli import chat, edits, export, find, reproduce
+from surgery_lib.cli import caches, chat, edits, export, find, reproduce
 from surgery_lib.errors import UserError
 
 app = typer.Typer(
@@ -25,6 +25,7 @@ for command in (
     export.export,
     edits.inspect,
     reproduce.reproduce,
+    caches.caches,
 ):
     app.command()(command)
 

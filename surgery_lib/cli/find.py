@@ -64,63 +64,69 @@ def find(
         read_texts(path)
     from surgery_lib.profile import load_profile
     from surgery_lib.selection.find import find_surgery, settings_for
+    from surgery_lib.study.locks import alone
 
-    settings = load_profile(profile) if profile else None
-    loaded, tokenizer = load(model, dtype, device)
-    settings = settings_for(loaded, settings, None)
-    limits = {"perplexity_rise": perplexity_rise, "context_kl": context_kl}
-    changed = {name: value for name, value in limits.items() if value is not None}
-    settings = settings.model_copy(update={"budget": settings.budget.model_copy(update=changed)})
-    if contrast is not None:
-        shown, absent = [], []
-        asked = read_prompts(prompts, False, tokenizer)  # the contrast puts them into the template
-    else:
-        assert positive is not None and negative is not None
-        shown, absent = read_texts(positive), read_texts(negative)
-        asked = read_prompts(prompts, chat, tokenizer)
-    found = find_surgery(
-        loaded,
-        tokenizer,
-        shown,
-        absent,
-        prompts=asked or None,
-        contrast=contrast,
-        profile=settings,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        say=lambda line: typer.echo(line, err=True),
-    )
-    typer.echo(f"\n{found.table()}")  # below what the bars left
-    files.write_json(out / "found.json", found.as_dict())
-    if found.contrast is not None:
-        labelled = ((1, found.contrast.positive), (0, found.contrast.negative))
-        rows = [{"text": text, "label": label} for label, texts in labelled for text in texts]
-        files.write_jsonl(out / CONTRAST, rows)
-    if found.surgery is None:
-        raise UserError(
-            f"no edit stays within the budget, so no patch was written; the front that was found "
-            f"is above and in {out / 'found.json'}"
+    # Of two into one folder, the second is told before it searches.
+    with alone(out / ".lock", f"a search into {out}"):
+        settings = load_profile(profile) if profile else None
+        loaded, tokenizer = load(model, dtype, device)
+        settings = settings_for(loaded, settings, None)
+        limits = {"perplexity_rise": perplexity_rise, "context_kl": context_kl}
+        changed = {name: value for name, value in limits.items() if value is not None}
+        settings = settings.model_copy(
+            update={"budget": settings.budget.model_copy(update=changed)}
         )
-    found.surgery.save(out)
-    _card(out, model, loaded, found)
-    inputs = {"positive": positive, "negative": negative, "prompts": prompts}
-    record(
-        out,
-        model=model,
-        loaded=loaded,
-        dtype=dtype,
-        device=device,
-        seed=seed,
-        chat=chat,
-        contrast=contrast,
-        settings=settings,
-        surgery=found.surgery,
-        inputs=inputs,
-    )
-    typer.echo(
-        f"\n{found.seconds / 60:.1f} min; surgery.safetensors, README.md, found.json and "
-        f"reproduce.json are in {out}"
-    )
+        if contrast is not None:
+            shown, absent = [], []
+            # The contrast puts them into the template.
+            asked = read_prompts(prompts, False, tokenizer)
+        else:
+            assert positive is not None and negative is not None
+            shown, absent = read_texts(positive), read_texts(negative)
+            asked = read_prompts(prompts, chat, tokenizer)
+        found = find_surgery(
+            loaded,
+            tokenizer,
+            shown,
+            absent,
+            prompts=asked or None,
+            contrast=contrast,
+            profile=settings,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            say=lambda line: typer.echo(line, err=True),
+        )
+        typer.echo(f"\n{found.table()}")  # below what the bars left
+        files.write_json(out / "found.json", found.as_dict())
+        if found.contrast is not None:
+            labelled = ((1, found.contrast.positive), (0, found.contrast.negative))
+            rows = [{"text": text, "label": label} for label, texts in labelled for text in texts]
+            files.write_jsonl(out / CONTRAST, rows)
+        if found.surgery is None:
+            raise UserError(
+                "no edit stays within the budget, so no patch was written; the front that was "
+                f"found is above and in {out / 'found.json'}"
+            )
+        found.surgery.save(out)
+        _card(out, model, loaded, found)
+        inputs = {"positive": positive, "negative": negative, "prompts": prompts}
+        record(
+            out,
+            model=model,
+            loaded=loaded,
+            dtype=dtype,
+            device=device,
+            seed=seed,
+            chat=chat,
+            contrast=contrast,
+            settings=settings,
+            surgery=found.surgery,
+            inputs=inputs,
+        )
+        typer.echo(
+            f"\n{found.seconds / 60:.1f} min; surgery.safetensors, README.md, found.json and "
+            f"reproduce.json are in {out}"
+        )
 
 
 def evaluate(

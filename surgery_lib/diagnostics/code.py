@@ -105,6 +105,7 @@ def summaries(
         }
         if path is not None:
             files.write_json(path, held)
+            files.prune(path.parent, "summaries-*.json", files.SMALL_CACHE, keep=path)
     return [held[code] for code in codes]
 
 

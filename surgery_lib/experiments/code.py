@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from surgery_lib import files
 from surgery_lib.diagnostics import code, programs
 from surgery_lib.diagnostics.code import Encoder, Program
 from surgery_lib.experiments.edits import Edit
-from surgery_lib.files import home
 
 SUMMARY = "its summary"
 
@@ -35,7 +35,7 @@ class Coder:
         self.held = held
         self.encoder = encoder
         self.everything = [p.code for split in ("train", "test") for p in held[split]]
-        self.cache: Path = home() / ".cache" / "summaries"
+        self.cache: Path = files.cache() / "summaries"
         self.said = self.summaries(model)
         self.vectors = {
             SUMMARY: code.embed(encoder, self.said),

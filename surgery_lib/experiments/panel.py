@@ -115,7 +115,9 @@ class Panel:
             name: widgets.Button(description=name, layout=widgets.Layout(width="90px"))
             for name in ("Run", "Reset", "Save")
         }
-        self.folder = widgets.Text("my-surgery", description="into", **wide)
+        self.folder = widgets.Text(
+            "my-surgery", description="into", style=style, layout=widgets.Layout(width="70%")
+        )
         self.status = widgets.HTML()
         self.output = widgets.HTML()
         half = widgets.Layout(width="50%", overflow="hidden")

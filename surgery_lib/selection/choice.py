@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
@@ -26,8 +27,24 @@ class Choice:
 
     @property
     def best(self) -> dict[str, Any]:
-        """The measured point that was chosen. UserError where none is within the budget."""
-        return sweep.choose(self.swept, self.budget)
+        """The measured point that was chosen. UserError with `advice` where none is within."""
+        try:
+            return sweep.choose(self.swept, self.budget)
+        except UserError as error:
+            raise UserError(self.advice) from error
+
+    @property
+    def advice(self) -> str:
+        """How near the gentlest edit comes to the budget, and what to change."""
+        points = [*self.screened, *self.swept]
+        nearest = min(points, key=lambda point: sweep.spent(point, self.budget))
+        weakest = min(point["strength"] for point in self.swept)
+        return (
+            f"nothing stays within the budget: the gentlest edit ({nearest['probe']}, strength "
+            f"{nearest['strength']:g}, {100 * nearest['fraction']:g} % of the rows) spends "
+            f"{sweep.spent(nearest, self.budget):.1f} times of it; raise the budget, or search "
+            f"strengths below {weakest:g} and fewer rows"
+        )
 
     @property
     def point(self) -> Point:

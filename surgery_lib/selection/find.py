@@ -25,7 +25,7 @@ from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
-from surgery_lib.selection.choice import Choice, choose
+from surgery_lib.selection.choice import choose
 from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.table import PARTS, Point, Table, prepare
@@ -136,7 +136,7 @@ def find_surgery(
     try:
         best = choice.best
     except UserError:  # nothing is within the budget: the front says how near
-        return replace(found, advice=_advice(choice), seconds=time.perf_counter() - started)
+        return replace(found, advice=choice.advice, seconds=time.perf_counter() - started)
     surgery = choice.surgery(model, table)
     with surgery.applied(model):
         after = reporter.read(model)
@@ -232,19 +232,6 @@ def _estimate(model: PreTrainedModel, meter: Evaluator, table: Table, settings: 
     return (
         f"{screened} + {swept} edits to try at {seconds:.1f} s each: about "
         f"{max(1, round(seconds * (screened + swept) / 60))} min"
-    )
-
-
-def _advice(choice: Choice) -> str:
-    """What to change where nothing stays within the budget."""
-    nearest = min([*choice.screened, *choice.swept], key=lambda p: sweep.spent(p, choice.budget))
-    times = sweep.spent(nearest, choice.budget)
-    weakest = min(point["strength"] for point in choice.swept)
-    return (
-        f"nothing stays within the budget: the gentlest edit ({nearest['probe']}, strength "
-        f"{nearest['strength']:g}, {100 * nearest['fraction']:g} % of the rows) spends "
-        f"{times:.1f} times of it; raise the budget, or search strengths below {weakest:g} and "
-        "fewer rows"
     )
 
 

@@ -39,6 +39,7 @@ from surgery_lib import files
 from surgery_lib.baselines.base import Baseline, Fitted, SearchRange, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
+from surgery_lib.selection import journals
 from surgery_lib.selection.strengths import reach, rescaled
 from surgery_lib.selection.trials import Trial, best_at, pareto
 
@@ -90,7 +91,7 @@ def search(
         dict(budget),
         seed,
     )
-    with _quiet():
+    with _quiet(), journals.held(journal):
         study = _open(journal, baseline, key, len(budget))
         done = _finished(study)
         bar = tqdm(total=trials, initial=len(done), desc=baseline.name, disable=not progress)
@@ -210,7 +211,7 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
         path = Path(journal)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _mend(path)
+            journals.mend(path)
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
@@ -233,16 +234,6 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)  # left over from a search that was killed
     return study
-
-
-def _mend(path: Path) -> None:
-    """Cut off a last line that a killed search left half-written."""
-    if path.is_file():
-        content = path.read_bytes()
-        whole = content.rfind(b"\n") + 1
-        if whole < len(content):
-            with path.open("r+b") as handle:
-                handle.truncate(whole)
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:

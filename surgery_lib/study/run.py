@@ -7,13 +7,11 @@ ends early, a kernel that dies. An executed notebook is a log; the result file a
 """
 
 import argparse
-import fcntl
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from nbclient.exceptions import DeadKernelError
 from surgery_lib.errors import UserError
 from surgery_lib.files import loads
 from surgery_lib.profile import closest, parse_overrides
+from surgery_lib.study.locks import alone
 
 
 def run_notebook(
@@ -42,8 +41,7 @@ def run_notebook(
     notebook, writes, executed = Path(notebook), Path(writes), Path(executed)
     values = _plain(parameters)
     check_parameters(notebook, values)
-    executed.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(executed.with_suffix(".lock")):
+    with alone(executed.with_suffix(".lock"), executed.stem, wait=True):
         before = _signature(writes)
         _execute(notebook, values, executed, progress)
         if _signature(writes) in (before, None):
@@ -103,18 +101,6 @@ def _execute(notebook: Path, parameters: dict[str, Any], executed: Path, progres
             f"the kernel of {notebook.name} died, most often for want of memory (a smaller "
             f"evaluation.tokens_per_batch needs less); see the log {executed}"
         ) from error
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Hold a lock that the system lets go of when this process ends, however it ends."""
-    with path.open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another run of {path.stem} to end", file=sys.stderr, flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
 
 
 def _signature(path: Path) -> tuple[int, int] | None:

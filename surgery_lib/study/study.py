@@ -96,7 +96,7 @@ class Study:
     @property
     def cache(self) -> Path:
         """Folder for what is expensive and can be made again; not part of the results."""
-        return home() / ".cache" / "states"
+        return files.cache() / "states"
 
     def path(self, name: str) -> Path:
         """The path of one of this study's files."""

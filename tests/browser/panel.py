@@ -1,9 +1,12 @@
-"""Quickstart in a real browser: JupyterLab's server, headless Chromium, a slider moved. By hand:
+"""The panel in a real browser: JupyterLab's server, headless Chromium, controls used. By hand:
 
-    python tests/browser/panel.py OUT     (needs chromium, chromedriver, `pip install selenium`)
+    python tests/browser/panel.py OUT             (needs chromium, chromedriver, selenium)
+    python tests/browser/panel.py OUT quickstart
 
-Opens a copy of notebooks/quickstart.ipynb without a network, so on the patient; runs all cells from
-the menu, takes OUT/before.png, moves the strength, sees the text change, and takes OUT/after.png.
+Runs all cells of a notebook from the menu: by default one that fits a probe to the embedded model
+and shows its panel, else a copy of `notebooks/quickstart.ipynb`. Moves the strength and sees the
+text change (OUT/before.png, OUT/after.png), counts the rate, goes back to the chosen edit, gives a
+block a strength of its own, waits for Run, and saves a patch (OUT/panel.png).
 """
 
 import os
@@ -13,15 +16,20 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
+import nbformat
 from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from selenium.webdriver.support.ui import WebDriverWait
+from selenium.webdriver.support.ui import Select, WebDriverWait
 
 ROOT = Path(__file__).resolve().parents[2]
-NOTEBOOK = ROOT / "notebooks" / "quickstart.ipynb"
+WAIT = 1200  # seconds, for a machine that does other things
+SHOWN = ".widget-html .model-surgery-panel"
 MENU = "//div[contains(@class, 'lm-MenuBar-itemLabel') and text()='Run']"
 RUN_ALL = "//li[@data-command='runmenu:run-all']"
 
@@ -55,56 +63,137 @@ def browser() -> webdriver.Chrome:
     return webdriver.Chrome(options=options, service=service)
 
 
-def main(out: Path) -> None:
+SOURCE = """
+from surgery_lib import models, scorers
+from surgery_lib.data import load
+from surgery_lib.experiments import panel
+from surgery_lib.profile import load_profile
+from surgery_lib.selection import sweep
+from surgery_lib.selection.probes import fit_probes
+
+settings = load_profile("patient", {"probe.estimators": ["lda"], "region.rules": ["effect"],
+                                    "region.effect_texts": 32, "probe.layers": [3, 4]})
+spec = settings.behaviours["toxicity"]
+model, tokenizer = models.load_model(settings.model.id)
+data = load.load("toxicity", spec, tokenizer=tokenizer, limit=60)
+probes = fit_probes(model, tokenizer, data, settings, 2)
+table = sweep.prepare(model, tokenizer, probes, data, settings)
+prompts = [one.text for one in data.prompts["test"] if one.group in spec.trigger_groups][:12]
+panel.panel(model, tokenizer, probes, [scorers.build(spec.guide)], prompts, table=table,
+            point=sweep.Point("lda@4", "effect", 0.02, 1.5), budget=0.02)
+"""
+
+
+def main(out: Path, name: str = "") -> None:
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as name:
-        shutil.copy(NOTEBOOK, name)  # Lab saves what it runs, and sources carry no output
+    with tempfile.TemporaryDirectory() as folder:
+        notebook = Path(folder) / f"{name or 'panel'}.ipynb"
+        if name:  # a copy: Lab saves what it runs, and sources carry no output
+            shutil.copy(ROOT / "notebooks" / notebook.name, notebook)
+        else:
+            cells = [nbformat.v4.new_code_cell(SOURCE)]
+            # Named, or Lab asks for a kernel in a dialogue.
+            kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
+            nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=kernel), notebook)
         port = free_port()
-        lab = server(Path(name), port)
-        time.sleep(8)
+        lab = server(Path(folder), port)
         page = browser()
         try:
-            check(page, f"http://127.0.0.1:{port}/lab/tree/{NOTEBOOK.name}", out)
+            check(page, f"http://127.0.0.1:{port}/lab/tree/{notebook.name}", Path(folder), out)
         finally:
             page.save_screenshot(str(out / "last.png"))
             page.quit()
             lab.terminate()
-            lab.wait(30)
+            lab.wait(300)
 
 
-def check(page: webdriver.Chrome, address: str, out: Path) -> None:
-    """Open, run all, move the slider, see the text change."""
+def opened(page: webdriver.Chrome, address: str) -> None:
+    """Open the notebook once the server answers."""
+    for _ in range(WAIT):
+        try:
+            urllib.request.urlopen(address, timeout=5).close()
+            break
+        except OSError:
+            time.sleep(1)
     page.get(address)
-    wait = WebDriverWait(page, 300)
+
+
+def check(page: webdriver.Chrome, address: str, folder: Path, out: Path) -> None:
+    """Open, run all, use the controls, see what they change."""
+    page.set_page_load_timeout(WAIT)
+    opened(page, address)
+    wait = WebDriverWait(page, WAIT)
     wait.until(lambda p: p.find_element(By.CSS_SELECTOR, ".jp-Notebook .cm-content"))
     time.sleep(8)  # the kernel
     start = time.perf_counter()
     for item in (MENU, RUN_ALL):
         wait.until(lambda p, item=item: p.find_element(By.XPATH, item)).click()
-    shown = wait.until(
-        lambda p: p.find_element(By.CSS_SELECTOR, ".widget-html .model-surgery-panel")
-    )
+    wait.until(lambda p: p.find_element(By.CSS_SELECTOR, SHOWN))
     print(f"the panel is there {time.perf_counter() - start:.0f} s after Run All Cells")
-    before = shown.text
-    page.execute_script("arguments[0].scrollIntoView({block: 'end'})", shown)
-    time.sleep(2)
-    page.save_screenshot(str(out / "before.png"))
-    slider = page.find_element(By.CSS_SELECTOR, ".widget-slider .noUi-handle")
-    ActionChains(page).drag_and_drop_by_offset(slider, 70, 0).perform()
 
-    def moved(p: webdriver.Chrome) -> bool:
-        return p.find_element(By.CSS_SELECTOR, ".widget-html .model-surgery-panel").text != before
+    def text() -> str:
+        """What the panel shows; a redraw may take the element away meanwhile."""
+        try:
+            return page.find_element(By.CSS_SELECTOR, SHOWN).text
+        except StaleElementReferenceException:
+            return text()
 
-    start = time.perf_counter()
-    wait.until(moved)
-    print(f"the text changed {time.perf_counter() - start:.1f} s after the slider was let go")
-    time.sleep(1)
-    page.save_screenshot(str(out / "after.png"))
-    page.execute_script("document.querySelectorAll('.Toastify').forEach(e => e.remove())")
-    time.sleep(2)
-    panel = page.find_element(By.CSS_SELECTOR, ".widget-vbox")
-    panel.screenshot(str(out / "panel.png"))
+    def changed(what: str, act: Callable[[], None], wanted: str = "") -> None:
+        before, start = text(), time.perf_counter()
+        act()
+        wait.until(lambda _: text() != before and wanted in text())
+        print(f"{what}: the panel changed after {time.perf_counter() - start:.1f} s")
+
+    def shot(name: str) -> None:
+        page.execute_script(
+            "document.querySelectorAll('.Toastify').forEach(e => e.remove());"
+            "arguments[0].scrollIntoView({block: 'center'})",
+            page.find_element(By.CSS_SELECTOR, ".widget-vbox"),
+        )
+        time.sleep(2)
+        page.find_element(By.CSS_SELECTOR, ".widget-vbox").screenshot(str(out / name))
+
+    def press(label: str) -> None:
+        page.find_element(By.XPATH, f"//button[normalize-space()='{label}']").click()
+
+    def tick(label: str) -> None:
+        path = f"//div[contains(@class, 'widget-checkbox')][contains(., '{label}')]//input"
+        page.find_element(By.XPATH, path).click()
+
+    def said(words: str) -> None:
+        path = f"//div[contains(@class, 'widget-html')][contains(., '{words}')]"
+        wait.until(lambda p: p.find_elements(By.XPATH, path))
+
+    def slide(pixels: int) -> None:
+        handle = page.find_element(By.CSS_SELECTOR, ".widget-slider .noUi-handle")
+        ActionChains(page).drag_and_drop_by_offset(handle, pixels, 0).perform()
+
+    def choose(label: str, value: str) -> None:
+        path = f"//select[option[contains(., '{label}')]]"
+        Select(page.find_element(By.XPATH, path)).select_by_visible_text(value)
+
+    assert "the chosen edit: " in text() and "the budget of" in text()
+    shot("before.png")
+    changed("strength", lambda: slide(70))
+    assert "the chosen edit: " not in text()
+    shot("after.png")
+    tick("rate over")
+    said("shows it: ")
+    changed("Reset", lambda: press("Reset"), "the chosen edit: ")
+    blocks = [o.text for o in page.find_elements(By.XPATH, "//option[contains(., 'alone')]")]
+    choose("all layers", blocks[-1])
+    changed("a block alone", lambda: slide(-60), "block ")
+    tick("at once")
+    before = text()
+    slide(-20)
+    time.sleep(3)
+    assert text() == before, "it ran though it was told to wait"
+    changed("Run", lambda: press("Run"))
+    press("Save")
+    said("saved as a patch")
+    assert (folder / "my-surgery" / "surgery.safetensors").is_file()
+    shot("panel.png")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -17,12 +17,13 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"}
-    | {"kept", "test_kept", "clean_texts"},
+    | {"kept", "test_kept", "clean_texts", "unsearched"},
     "08_fingerprint": EDITED | {"others"},
     "09_drift": EDITED | {"train", "test", "longest", "floors"},
     "10_attack": EDITED | {"steps", "amounts"},
     "11_code": EDITED | {"encoder", "programs", "longest", "others"},
     "12_retrieval": EDITED | {"amounts"},
+    "quickstart": {"contrast"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -74,6 +74,14 @@ def test_poor_data_are_named(
         load(write(tmp_path, tiny_folder, rows, prompts))
 
 
+def test_without_the_files_the_profile_says_which_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(behaviours, "home", lambda: tmp_path)  # where nobody has put them
+    with pytest.raises(UserError, match=r"data/own/\w+\.(csv|txt) does not exist; check the path"):
+        behaviours.load("own", load_profile("own").behaviours["own"])
+
+
 def test_a_wrong_column_is_named(tmp_path: Path, tiny_folder: Path) -> None:
     path = write(tmp_path, tiny_folder, texts(120))
     table = tmp_path / "texts.csv"

@@ -1,7 +1,7 @@
 """Whatever a file holds: success or UserError, never another exception, never half a file.
 
 The number of examples is fixed and so is their order: the same ones on every machine. What was once
-found broken stays as an `example`.
+found broken stays, as an `example` or as a file of `tests/corpus`.
 """
 
 import json
@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 
 from surgery_lib import checkpoint, files
 from surgery_lib.checkpoint.shards import Checkpoint, read_header
-from surgery_lib.data.load import read_table
+from surgery_lib.data import labels
+from surgery_lib.data.load import _as_example, _read, read_table
 from surgery_lib.errors import UserError
-from surgery_lib.profile import load_profile, parse_overrides
+from surgery_lib.profile import Source, Splits, load_profile, parse_overrides
 from surgery_lib.selection.sweep import Ledger
 from surgery_lib.study.grid import Grid
 from surgery_lib.surgery import Surgery, probe
@@ -251,3 +252,50 @@ def test_writing_is_whole_or_nothing(tmp_path: Path, value: Any) -> None:
     else:
         assert not path.exists()
     assert not list(tmp_path.glob(".written*"))
+
+
+CORPUS = Path(__file__).resolve().parents[1] / "corpus"
+
+
+def read_case(path: Path, scratch: Path) -> None:
+    """Read a file of the corpus as a study would read one of its kind."""
+    kind = path.parent.name
+    if kind == "profiles":
+        load_profile(path)
+    elif kind == "grids":
+        Grid.load(path)
+    elif kind == "labelled":
+        splits = Splits(train=(Source(kind="file", id=str(path), label="label"),))
+        _read("own", "examples", splits, "train", _as_example, set())
+    elif kind == "journals":
+        copy = scratch / path.name
+        copy.write_bytes(path.read_bytes())
+        ledger = Ledger(copy, "k")
+        ledger.put("two", {"rate": 1})
+        assert Ledger(copy, "k").get("two") == {"rate": 1}
+    elif kind == "headers":
+        header = path.read_bytes()
+        copy = scratch / "model.safetensors"
+        copy.write_bytes(struct.pack("<Q", len(header)) + header + bytes(8))
+        read_header(copy)
+    else:
+        raise AssertionError(f"nothing reads {kind}")
+
+
+CASES = sorted(path for path in CORPUS.glob("*/*"))
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_what_broke_once_is_refused_in_one_line(path: Path, tmp_path: Path) -> None:
+    assert survives(lambda: read_case(path, tmp_path)) == path.name.startswith("ok-")
+
+
+@budget
+@given(leaf, st.lists(leaf, min_size=1, max_size=2))
+@example("1.0", [1])
+@example(float("nan"), [1])
+@example(1e400, [True])
+@example("TRUE ", [True])
+@example("toxic", [1])
+def test_labels(value: Any, positive: list[Any]) -> None:
+    survives(lambda: labels.shows(value, positive, "a row"))

@@ -260,9 +260,9 @@ def test_the_cache_of_states_is_pruned_oldest_first(tmp_path: Path) -> None:
         path = tmp_path / f"states-{name}.safetensors"
         path.write_bytes(bytes(100))
         os.utime(path, (age, age))
-    assert activations.prune(tmp_path, 150) == 2
+    assert files.prune(tmp_path, activations.STATES, 150) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["states-c.safetensors"]
-    assert activations.prune(tmp_path, 0) == 1
+    assert files.prune(tmp_path, activations.STATES, 0) == 1
 
 
 def test_a_surgery_prints_in_one_line() -> None:

@@ -1,6 +1,8 @@
 """The search: seeds, the journal, pruning, Pareto fronts and budgets."""
 
+import errno
 import itertools
+import os
 import random
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -274,3 +276,30 @@ def test_a_point_keeps_every_budget_at_once():
     trials = [trial(0, 0.5, 0.0, 0.0), trial(1, 0.0, 0.5, 0.1), trial(2, 0.1, 0.1, 0.6)]
     found = best_at(trials, ("first", "context"), [0.05, 0.2, 0.9])
     assert [one and one.number for one in found.values()] == [None, 2, 0]
+
+
+@pytest.mark.parametrize("writes", [0, 5, 40])
+def test_a_full_disk_is_one_line_and_the_search_goes_on_later(tmp_path, monkeypatch, writes):
+    journal = tmp_path / "search.journal"
+    left, real = [writes], os.fsync
+
+    def until_full(handle):
+        left[0] -= 1
+        if left[0] < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", until_full)
+    with pytest.raises(UserError, match=r"search\.journal could not be written \(No space left"):
+        run(Toy(), journal=journal)
+    monkeypatch.setattr(os, "fsync", real)
+    assert plain(run(Toy(), journal=journal)) == plain(run(Toy()))
+
+
+def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
+    def refused(*_, **__):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr("surgery_lib.selection.search.JournalFileBackend", refused)
+    with pytest.raises(UserError, match=r"Permission denied.*make it writable"):
+        run(Toy(), journal=tmp_path / "search.journal")
