@@ -3,9 +3,8 @@
 Notebook 03, the quickstart, `operations.operate` and `find_surgery` all call `choose`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -19,28 +18,23 @@ from surgery_lib.surgery import Surgery
 class Choice:
     """What was measured on validation, and the budget to choose by."""
 
-    screened: Sequence[Mapping[str, Any]]
-    swept: Sequence[Mapping[str, Any]]
+    screened: Sequence[sweep.Measured]
+    swept: Sequence[sweep.Measured]
     budget: Budget
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> sweep.Measured:
         """The measured point that was chosen. UserError where none is within the budget."""
         return sweep.choose(self.swept, self.budget)
 
     @property
-    def point(self) -> sweep.Point:
-        """Which edit that is."""
-        return sweep.Point(*(self.best[part] for part in sweep.PARTS))
-
-    @property
-    def front(self) -> list[dict[str, Any]]:
+    def front(self) -> list[sweep.Measured]:
         """The points that no other beats in behaviour and in damage, by growing damage."""
         return sweep.front([*self.screened, *self.swept], self.budget)
 
     def surgery(self, model: PreTrainedModel, table: sweep.Table) -> Surgery:
         """The chosen edit. UserError where none is within the budget."""
-        return table.surgery(model, self.point)
+        return table.surgery(model, self.best)
 
 
 def choose(
@@ -66,3 +60,9 @@ def choose(
     points = sweep.grid(pairs, fractions, strengths)
     swept = sweep.measure(model, table, meter, points, ledger, label=labels[1])
     return Choice(screened, swept, profile.budget)
+
+
+def chosen(surgery: Surgery, behaviour: str, point: sweep.Measured) -> Surgery:
+    """The surgery, saying what it is against and what was measured of it on validation."""
+    about = {**surgery.about, "behaviour": behaviour, "validation": point.as_dict()}
+    return replace(surgery, about=about)

@@ -25,7 +25,7 @@ from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
-from surgery_lib.selection.choice import Choice, choose
+from surgery_lib.selection.choice import Choice, choose, chosen
 from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.texts import behaviour_data
@@ -129,7 +129,7 @@ def find_surgery(
         labels=("every layer", "size and strength"),
     )
     reporter = meter("test", 0)
-    before = reporter.base.rate(scorer.name)
+    before = reporter.base.rate(scorer.name).as_dict()
     found = Found(before, choice.front, choice, data, scorer.name, contrast=made)
     try:
         best = choice.best
@@ -141,8 +141,8 @@ def find_surgery(
     difference = reporter.against_base(after, scorer.name)
     return replace(
         found,
-        surgery=replace(surgery, about={**surgery.about, "behaviour": name, "validation": best}),
-        after=after.rate(scorer.name),
+        surgery=chosen(surgery, name, best),
+        after=after.rate(scorer.name).as_dict(),
         difference=difference,
         damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
         examples=_examples(reporter, after.rows, scorer.name),
@@ -231,10 +231,10 @@ def _advice(choice: Choice) -> str:
     """What to change where nothing stays within the budget."""
     nearest = min([*choice.screened, *choice.swept], key=lambda p: sweep.spent(p, choice.budget))
     times = sweep.spent(nearest, choice.budget)
-    weakest = min(point["strength"] for point in choice.swept)
+    weakest = min(point.strength for point in choice.swept)
     return (
-        f"nothing stays within the budget: the gentlest edit ({nearest['probe']}, strength "
-        f"{nearest['strength']:g}, {100 * nearest['fraction']:g} % of the rows) spends "
+        f"nothing stays within the budget: the gentlest edit ({nearest.probe}, strength "
+        f"{nearest.strength:g}, {100 * nearest.fraction:g} % of the rows) spends "
         f"{times:.1f} times of it; raise the budget, or search strengths below {weakest:g} and "
         "fewer rows"
     )
