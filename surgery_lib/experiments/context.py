@@ -18,6 +18,7 @@ from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import activations
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import probes, sweep
+from surgery_lib.selection.table import Table, prepare
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, probe
 
@@ -74,9 +75,9 @@ class Context(Study):
         """What notebook 03 chose."""
         return Surgery.load(self.path("surgery"))
 
-    def table(self, fitted: Mapping[str, probe.Probe]) -> sweep.Table:
+    def table(self, fitted: Mapping[str, probe.Probe]) -> Table:
         """What edits along these probes are built from."""
-        return sweep.prepare(*self.load_model(), fitted, self.data(), self.profile)
+        return prepare(*self.load_model(), fitted, self.data(), self.profile, self.guide)
 
     def ledger(self, key: str | None = None) -> sweep.Ledger:
         """The points of the search for an edit that are measured already."""

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
+from surgery_lib.selection.table import Table
 from surgery_lib.surgery import Surgery
 
 
@@ -32,14 +33,14 @@ class Choice:
         """The points that no other beats in behaviour and in damage, by growing damage."""
         return sweep.front([*self.screened, *self.swept], self.budget)
 
-    def surgery(self, model: PreTrainedModel, table: sweep.Table) -> Surgery:
+    def surgery(self, model: PreTrainedModel, table: Table) -> Surgery:
         """The chosen edit. UserError where none is within the budget."""
         return table.surgery(model, self.best)
 
 
 def choose(
     model: PreTrainedModel,
-    table: sweep.Table,
+    table: Table,
     meter: Evaluator,
     profile: Profile,
     *,
@@ -54,7 +55,7 @@ def choose(
     steps on the progress bar and in the ledger.
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
-    points = sweep.screening_points(list(table.probes), profile.region.rules, fractions, strengths)
+    points = sweep.screening_points(list(table.scores), fractions, strengths)
     screened = sweep.measure(model, table, screening or meter, points, ledger, label=labels[0])
     pairs = sweep.survivors(screened, profile.budget)[:survivors]
     points = sweep.grid(pairs, fractions, strengths)

@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -20,25 +19,11 @@ from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import Estimate
-from surgery_lib.profile import Budget, Profile
+from surgery_lib.profile import Budget
+from surgery_lib.selection.table import Pair, Point, Table
 from surgery_lib.study import Study
-from surgery_lib.surgery import Surgery, Unit, region
-from surgery_lib.surgery.effects import score_rows
-from surgery_lib.surgery.estimators import origin
-from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
-PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-
-
-@dataclass(frozen=True)
-class Point:
-    """One edit: which probe, which rows, how far."""
-
-    probe: str
-    rule: str
-    fraction: float
-    strength: float
 
 
 @dataclass(frozen=True)
@@ -68,54 +53,6 @@ class Measured(Point):
         if self.spent is None:
             del found["spent"]
         return found
-
-
-@dataclass
-class Table:
-    """What edits are built from: probes by name, and the scores of all rows by (rule, probe)."""
-
-    probes: Mapping[str, Probe]
-    scores: Mapping[tuple[str, str], Tensor]
-    unit: Unit
-    matrix: str
-    row_norm: float
-
-    def surgery(
-        self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
-    ) -> Surgery:
-        """The edit of one point."""
-        rows = region.select(self.scores[point.rule, point.probe], point.fraction, select=select)
-        probe = self.probes[point.probe]
-        return Surgery.build(
-            model,
-            rows,
-            probe.direction,
-            point.strength,
-            unit=self.unit,
-            matrix=self.matrix,
-            row_norm=self.row_norm,
-            about={name: getattr(point, name) for name in PARTS} | origin(probe.start),
-        )
-
-
-def prepare(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    probes: Mapping[str, Probe],
-    data: BehaviourData,
-    profile: Profile,
-) -> Table:
-    """Score all rows by every rule of the profile, for every probe."""
-    matrix = profile.region.matrix
-    scores: dict[tuple[str, str], Tensor] = {}
-    texts = [example.text for example in data.examples["train"] if example.label]
-    texts = texts[: profile.region.effect_texts]
-    directions = [one.direction for one in probes.values()]
-    for rule in profile.region.rules:
-        found = score_rows(model, directions, rule, tokenizer, texts, matrix)
-        scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
-    row_norm = region.mean_row_norm(model, matrix)
-    return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
 
 
 # What a point is chosen by; continuations take longer than all of these together.
@@ -198,14 +135,11 @@ def measure(
 
 
 def screening_points(
-    names: Sequence[str],
-    rules: Sequence[str],
-    fractions: Sequence[float],
-    strengths: Sequence[float],
+    pairs: Sequence[Pair], fractions: Sequence[float], strengths: Sequence[float]
 ) -> list[Point]:
-    """Every probe and rule at the middle K and the middle strength."""
+    """Every pair of rule and probe at the middle K and the middle strength."""
     fraction, strength = statistics.median_low(fractions), statistics.median_low(strengths)
-    return [Point(name, rule, fraction, strength) for rule in rules for name in names]
+    return [Point(name, rule, fraction, strength) for rule, name in pairs]
 
 
 def survivors(screened: Sequence[Measured], budget: Budget) -> list[tuple[str, str]]:

@@ -18,7 +18,7 @@ from pygments.lexers import PythonLexer
 
 from surgery_lib.errors import UserError
 from surgery_lib.site.captions import caption
-from surgery_lib.site.markup import markdown, plain, veil_where
+from surgery_lib.site.markup import PANEL, markdown, plain, veil, veil_where
 
 # What outputs that are HTML may keep: tables and plain formatting, nothing that loads or runs.
 TAGS = {"table", "thead", "tbody", "tr", "th", "td", "caption", "p", "b", "i", "em", "strong"}
@@ -55,7 +55,11 @@ def body(notebook: Any, pages: Mapping[str, str], flagged: Collection[str], keep
         elif cell.cell_type == "code":
             parts.append(_code(cell.source))
             shown = [_output(output, cell.source, pages, keep) for output in cell.outputs]
-            parts += [veil_where(html, flagged) for html in shown if html]
+            parts += [
+                html if html.startswith('<div class="veil">') else veil_where(html, flagged)
+                for html in shown
+                if html
+            ]
     return "\n".join(parts)
 
 
@@ -98,7 +102,10 @@ def _output(output: Any, source: str, pages: Mapping[str, str], keep: Keep) -> s
         return markdown(data["text/markdown"], pages)
     if "text/html" in data:
         cleaned = bleach.clean(data["text/html"], tags=TAGS, attributes={}, strip=True)
-        return f'<div class="scroll" tabindex="0" role="region" aria-label="table">{cleaned}</div>'
+        made = f'<div class="scroll" tabindex="0" role="region" aria-label="table">{cleaned}</div>'
+        return (
+            veil(made, "what the models wrote", block=True) if PANEL in data["text/html"] else made
+        )
     return _verbatim(data.get("text/plain", ""))
 
 

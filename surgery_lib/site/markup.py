@@ -14,6 +14,7 @@ WORDS = re.compile(
     r"(prompt|before|after|answer|completion|continuation)\b|.*goes on", re.IGNORECASE
 )
 SHOWN = "Show the text"
+PANEL = "model-surgery-panel"  # the class of the panel's HTML: base and edited, side by side
 
 
 class Renderer(IPythonRenderer):

@@ -21,6 +21,7 @@ class Run:
     name: str
     slug: str
     behaviour: str | None
+    parts: tuple[str, ...] = ()  # the folders from the results down to it
     documents: dict[str, Any] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
@@ -66,9 +67,15 @@ class Run:
         """Every table that the notebooks wrote."""
         return sorted((self.folder / "tables").glob("*.md"))
 
-    def notebooks(self) -> list[Path]:
-        """The executed notebooks."""
+    def executed(self) -> list[Path]:
+        """The executed notebooks as they were run, with their logs."""
         return sorted((self.folder / "executed").glob("*.ipynb"))
+
+    def notebooks(self) -> list[Path]:
+        """The executed notebooks, of each the newest run that is here: a run's own, or the kept."""
+        found = {path.name: path for path in sorted((self.folder / "notebooks").glob("*.ipynb"))}
+        found |= {path.name: path for path in self.executed()}
+        return [found[name] for name in sorted(found)]
 
     def thresholds(self) -> Mapping[str, float]:
         """Scorer → score from which a text counts as showing the behaviour."""
@@ -99,7 +106,7 @@ def _run(folder: Path, results: Path) -> Run:
     parts = folder.relative_to(results).parts
     behaviour = parts[-2] if len(parts) > 1 and parts[-1].startswith("seed") else None
     name = " · ".join(parts).replace("seed", "seed ")
-    run = Run(folder, name or folder.name, "-".join(parts) or "run", behaviour)
+    run = Run(folder, name or folder.name, "-".join(parts) or "run", behaviour, parts or ("run",))
     for wanted in ("study.json", *(step.writes for step in STEPS.values())):
         path = folder / wanted
         if not path.is_file():
