@@ -147,7 +147,7 @@ def find_surgery(
         after=after.rate(scorer.name).as_dict(),
         difference=difference,
         damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
-        examples=_examples(reporter, after.rows, scorer.name),
+        examples=sweep.examples(reporter, after, scorer.name, count=6),
         advice=doubts(difference),
         seconds=time.perf_counter() - started,
     )
@@ -246,14 +246,3 @@ def _advice(choice: Choice) -> str:
         f"{times:.1f} times of it; raise the budget, or search strengths below {weakest:g} and "
         "fewer rows"
     )
-
-
-def _examples(
-    meter: Evaluator, rows: Sequence[Mapping[str, Any]], scorer: str, count: int = 6
-) -> list[dict[str, str]]:
-    pairs = list(zip(meter.prompts, meter.base.rows, rows, strict=True))
-    pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
-    return [
-        {"prompt": prompt.text, "before": base["text"], "after": edited["text"]}
-        for prompt, base, edited in pairs[:count]
-    ]
