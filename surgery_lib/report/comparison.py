@@ -136,6 +136,12 @@ def exceeds(point: Outcome) -> bool:
     )
 
 
+def held(outcomes: Sequence[Outcome]) -> list[str]:
+    """The ways of holding a budget that some point has, both measures at once first."""
+    known = {point["measure"] for one in outcomes for point in one["points"]}
+    return [name for name in HELD if name in known]
+
+
 def budget_bars(
     outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float, scorer: str
 ) -> Figure:
