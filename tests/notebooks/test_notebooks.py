@@ -17,7 +17,7 @@ OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"}
-    | {"kept", "test_kept", "clean_texts"},
+    | {"kept", "test_kept", "clean_texts", "unsearched"},
     "08_fingerprint": EDITED | {"others"},
     "09_drift": EDITED | {"train", "test", "longest", "floors"},
     "10_attack": EDITED | {"steps", "amounts"},
