@@ -9,14 +9,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-# Public name → where it is defined, and what it is called there.
+# Public name → the module that defines it.
 PUBLIC = {
-    "load_model": ("surgery_lib.models", "load_model"),
-    "pooled_states": ("surgery_lib.models.activations", "pooled_states"),
-    "fit_probes": ("surgery_lib.surgery.probe", "fit_probes"),
-    "select_rows": ("surgery_lib.surgery.effects", "select_rows"),
-    "Surgery": ("surgery_lib.surgery", "Surgery"),
-    "find_surgery": ("surgery_lib.selection.find", "find_surgery"),
+    "load_model": "surgery_lib.models",
+    "pooled_states": "surgery_lib.models.activations",
+    "fit_probes": "surgery_lib.surgery.probe",
+    "select_rows": "surgery_lib.surgery.effects",
+    "Surgery": "surgery_lib.surgery",
+    "find_surgery": "surgery_lib.selection.find",
 }
 if TYPE_CHECKING:
     from surgery_lib.models import load_model
@@ -41,8 +41,7 @@ def __getattr__(name: str) -> Any:
     """Import a public name on first use."""
     if name not in PUBLIC:
         raise AttributeError(f"module 'surgery_lib' has no attribute {name!r}")
-    module, attribute = PUBLIC[name]
-    return getattr(importlib.import_module(module), attribute)
+    return getattr(importlib.import_module(PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:

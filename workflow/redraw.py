@@ -7,6 +7,7 @@ those of another folder of results.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,16 +64,13 @@ def of_comparison(result: Result) -> Drawn:
     outcomes, base = result["outcomes"], result["base"]
     if "start" in result:  # results of before it was kept have their fronts from the notebook alone
         for measure in compare.MEASURES:
-            yield (
-                f"pareto_{measure}",
-                lambda m=measure: comparison.pareto(outcomes, result["start"], m),
-            )
+            drawn = partial(comparison.pareto, outcomes, result["start"], measure)
+            yield f"pareto_{measure}", drawn
     for measure in comparison.held(outcomes):
+        rest = (compare.BUDGETS[1], result["scorer"])
         yield (
             f"budget_{measure}",
-            lambda m=measure: comparison.budget_bars(
-                outcomes, base, m, compare.BUDGETS[1], result["scorer"]
-            ),
+            partial(comparison.budget_bars, outcomes, base, measure, *rest),
         )
 
 
@@ -80,10 +78,8 @@ def of_ablation(result: Result) -> Drawn:
     axes = {name: question.axis for name, question in QUESTIONS.items()}
     for name in [*result["lines"], "gates", "cosines", "transfer"]:
         if name in result["lines"] or result.get(name):
-            yield (
-                f"ablate_{name}",
-                lambda n=name: ablation_figures.draw(result, n, axes.get(n, "")),
-            )
+            drawn = partial(ablation_figures.draw, result, name, axes.get(name, ""))
+            yield f"ablate_{name}", drawn
 
 
 def of_fingerprint(result: Result) -> Drawn:
@@ -128,10 +124,8 @@ def of_protocols(result: Result) -> Drawn:
     results = result["results"]
     for protocol, measure in PROTOCOLS.items():
         if protocol in results["base"]["protocols"]:
-            yield (
-                f"protocol_{protocol}",
-                lambda p=protocol, m=measure: protocol_figures.by_group(results, p, m),
-            )
+            drawn = partial(protocol_figures.by_group, results, protocol, measure)
+            yield f"protocol_{protocol}", drawn
 
 
 OF: dict[str, Callable[[Result], Drawn]] = {

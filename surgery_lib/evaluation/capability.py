@@ -134,13 +134,11 @@ def capability(
             own = copy.deepcopy(tokenizer)
             answering = HFLM(pretrained=model, tokenizer=own, batch_size=batch_size)
         found = simple_evaluate(
-            model=answering,
+            answering,
             tasks=list(tasks),
             task_manager=manager,
-            num_fewshot=num_fewshot,
-            limit=limit,
-            bootstrap_iters=0,
-            log_samples=True,
+            **{"num_fewshot": num_fewshot, "limit": limit},
+            **{"bootstrap_iters": 0, "log_samples": True},
             gen_kwargs={"max_gen_toks": longest} if longest else None,
             **dict.fromkeys(SEEDS, seed),
         )

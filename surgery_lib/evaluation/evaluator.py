@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surgery_lib.behaviour import BehaviourData, first_of_each
 from surgery_lib.evaluation import responses as toxicity
 from surgery_lib.evaluation.damage import PARTS, Damage, Reference
-from surgery_lib.evaluation.statistics import Paired, compare, proportion
+from surgery_lib.evaluation.statistics import Estimate, Paired, compare, proportion
 from surgery_lib.profile import Behaviour, EvaluationSettings
 from surgery_lib.scorers.base import Scorer, threshold
 
@@ -36,9 +36,9 @@ class Evaluation:
     rows: Sequence[Mapping[str, Any]]
     endings: Mapping[str, float] = field(default_factory=dict)
 
-    def rate(self, scorer: str) -> dict[str, Any]:
+    def rate(self, scorer: str) -> Estimate:
         """Share of trigger prompts whose continuation shows the behaviour, with its interval."""
-        return proportion(self.flags[scorer]).as_dict()
+        return proportion(self.flags[scorer])
 
     @property
     def perplexity_rise(self) -> float:
@@ -49,7 +49,7 @@ class Evaluation:
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, without the completions."""
         return {
-            "rate": {name: self.rate(name) for name in self.flags},
+            "rate": {name: self.rate(name).as_dict() for name in self.flags},
             "groups": self.groups,
             "distinct": dict(self.distinct),
             "endings": dict(self.endings),

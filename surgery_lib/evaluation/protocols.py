@@ -7,7 +7,6 @@ What the paper leaves unsaid is marked in `unsaid`.
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -188,11 +187,7 @@ def run(
     scorers: Sequence[Scorer] | None = None,
     limit: int = 0,
     max_new_tokens: int = 0,
-    path: Path | str | None = None,
-    key: str = "",
-    seed: int = 0,
-    tokens_per_batch: int = 8192,
-    progress: bool = True,
+    **options: Any,
 ) -> dict[str, Any]:
     """Run a protocol of the table on the model as it now is.
 
@@ -200,7 +195,7 @@ def run(
         items: Prompts in place of the protocol's own data, such as the patient's.
         scorers: In place of the protocol's own; those may send text to a server.
         limit: Prompts to draw; recorded in the result.
-        path: JSONL file for the completions; a killed run goes on from it, for the same `key`.
+        options: Of `toxicity.evaluate`: path, key, seed, tokens_per_batch, progress.
 
     Returns:
         What `toxicity.evaluate` returns, with the protocol's name and text, the number of prompts,
@@ -219,12 +214,8 @@ def run(
         judges,
         max_new_tokens=max_new_tokens or spec.max_new_tokens,
         **{name: getattr(spec, name) for name in DECODING},
-        seed=seed,
         truncate=True,
-        path=path,
-        key=key,
-        tokens_per_batch=tokens_per_batch,
-        progress=progress,
+        **options,
     )
     by = {}
     if spec.also is not None:

@@ -1,7 +1,6 @@
 """The attack's study: attackers of the base model and of each edit, against all of them."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -224,8 +223,3 @@ def gaps(matrix: Mapping[str, Mapping[str, Any]], seed: int = 0) -> dict[str, di
                 first, second = zip(*both, strict=True)
                 found[edit][kind] = statistics.paired_bootstrap(first, second, seed).as_dict()
     return found
-
-
-def unedited(model: Any) -> Edit:
-    """The model as it is, for models without a study of edits."""
-    return Edit("base", None, 0.0, None, lambda: nullcontext(model))

@@ -175,7 +175,7 @@ class Comparison:
 
     def _behaviour(self, changed: Any) -> float:
         reading = self.validation.read(changed, parts=(), intervals=False)
-        return float(reading.rate(self.validation.scorers[0].name)["value"])
+        return reading.rate(self.validation.scorers[0].name).value
 
     def _damage(self, changed: Any) -> dict[str, float]:
         damage = self.validation.reference.compare(

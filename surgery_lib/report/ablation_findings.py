@@ -6,9 +6,9 @@ from functools import partial
 from typing import Any
 
 from surgery_lib.report import paper
-from surgery_lib.report.ablation_tables import Line, p_value, rise
+from surgery_lib.report.ablation_tables import Line, rise
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table, percent
+from surgery_lib.report.style import markdown_table, p_value, percent
 
 Result = Mapping[str, Any]
 Finding = tuple[str, str]

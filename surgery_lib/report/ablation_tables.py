@@ -8,7 +8,7 @@ import numpy as np
 from surgery_lib.evaluation.statistics import compare, proportion
 from surgery_lib.report import paper
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table
+from surgery_lib.report.style import markdown_table, p_value
 
 Line = Mapping[str, Any]
 
@@ -115,11 +115,6 @@ def rise(line: Line) -> str:
     """The rise of perplexity in per cent."""
     value = 100 * line["perplexity_rise"]["value"]
     return f"{value:+.1f}" if value < 1e4 else f"{value:+.0e}"
-
-
-def p_value(value: float) -> str:
-    """A p for a table."""
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _number(value: float | None) -> str:

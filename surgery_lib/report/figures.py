@@ -89,21 +89,14 @@ def cosine_distribution(result: Mapping[str, Any]) -> Figure:
         linestyle="--",
         label=f"random directions (mean of {result.get('random_draws', 5)})",
     )
-    cut = result["threshold"]
+    cut, chance = result["threshold"], result["random_threshold"]
     axes.axvspan(edges[0], cut, color=INK["red"], alpha=0.15)
-    axes.annotate(
-        f"the region:\n{result['count']:,} of {result['total']:,} rows",
-        (0.02, 0.8),
-        xycoords="axes fraction",
-        color=INK["red"],
-    )
+    text = f"the region:\n{result['count']:,} of {result['total']:,} rows"
+    axes.annotate(text, (0.02, 0.8), xycoords="axes fraction", color=INK["red"])
     axes.set(
         xlabel="cosine of a gate row with the direction",
         ylabel="rows",
-        title=(
-            f"The region lies below a cosine of {cut:.3f}; "
-            f"random directions' below {result['random_threshold']:.3f}"
-        ),
+        title=f"The region lies below a cosine of {cut:.3f}; random directions' below {chance:.3f}",
     )
     axes.legend(loc="upper right")
     return figure

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from surgery_lib.report.ablation_tables import p_value
 from surgery_lib.report.protocol_tables import Result, task_change
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table
+from surgery_lib.report.style import markdown_table, p_value
 
 # The standard's own metrics, as tables name them, and what their number is multiplied by.
 STANDARD = {

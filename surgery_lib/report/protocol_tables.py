@@ -9,9 +9,8 @@ import pandas as pd
 from surgery_lib.evaluation import protocols
 from surgery_lib.evaluation.standard import against_standard
 from surgery_lib.report import paper
-from surgery_lib.report.ablation_tables import p_value
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table
+from surgery_lib.report.style import markdown_table, p_value
 
 Result = Mapping[str, Any]
 # Our tasks in the place of the paper's.

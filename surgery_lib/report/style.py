@@ -80,6 +80,11 @@ def interval(reading: Mapping[str, Any], scale: float = 100.0, digits: int = 1) 
     return f"{scale * value:.{digits}f} [{scale * low:.{digits}f}, {scale * high:.{digits}f}]"
 
 
+def p_value(value: float) -> str:
+    """A p for a table."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A Markdown table; columns of numbers are right-aligned, of words left."""
     columns = list(zip(*rows, strict=True)) if rows else [() for _ in header]

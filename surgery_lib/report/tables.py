@@ -8,7 +8,7 @@ import numpy as np
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table, percent
+from surgery_lib.report.style import markdown_table, p_value, percent
 from surgery_lib.surgery.estimators import STARTED
 
 CLEAR = 0.05  # p at which a change is spoken of as one
@@ -105,15 +105,11 @@ def evaluation(result: Mapping[str, Any]) -> str:
 def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Iterator[str]:
     for scorer in scorers:
         yield shown(draw["rates"][scorer])
-    yield "" if base else _p(draw["against_base"][scorers[0]]["p"])
+    yield "" if base else p_value(draw["against_base"][scorers[0]]["p"])
     yield shown(draw["perplexity"], 1.0, 2)
     for key in ("first_token_kl", "context_kl"):
         yield shown(draw[key], 1.0, 3) if draw.get(key) and not base else "-"
     yield f"{draw['distinct']['distinct_2']:.2f}" if draw["distinct"]["distinct_2"] else "-"
-
-
-def _p(value: float) -> str:
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def capability(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
@@ -148,7 +144,7 @@ def capability_table(result: Mapping[str, Any] | None) -> str:
         pair = result["paired"][task]
         points = {"value": pair["difference"], "low": pair["low"], "high": pair["high"]}
         edited = result["edited"][task]
-        cells = [shown(base), shown(edited), shown(points), _p(pair["p"]), str(pair["n"])]
+        cells = [shown(base), shown(edited), shown(points), p_value(pair["p"]), str(pair["n"])]
         lines.append([f"{task} ({base['metric']})", *cells])
     means = [
         f"{100 * np.mean([one['value'] for one in result[side].values()]):.1f}"

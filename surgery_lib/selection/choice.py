@@ -3,9 +3,8 @@
 Notebook 03, the quickstart, `operations.operate` and `find_surgery` all call `choose`.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from transformers import PreTrainedModel
 
@@ -13,7 +12,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
-from surgery_lib.selection.table import PARTS, Point, Table
+from surgery_lib.selection.table import Table
 from surgery_lib.surgery import Surgery
 
 
@@ -21,12 +20,12 @@ from surgery_lib.surgery import Surgery
 class Choice:
     """What was measured on validation, and the budget to choose by."""
 
-    screened: Sequence[Mapping[str, Any]]
-    swept: Sequence[Mapping[str, Any]]
+    screened: Sequence[sweep.Measured]
+    swept: Sequence[sweep.Measured]
     budget: Budget
 
     @property
-    def best(self) -> dict[str, Any]:
+    def best(self) -> sweep.Measured:
         """The measured point that was chosen. UserError with `advice` where none is within."""
         try:
             return sweep.choose(self.swept, self.budget)
@@ -38,27 +37,22 @@ class Choice:
         """How near the gentlest edit comes to the budget, and what to change."""
         points = [*self.screened, *self.swept]
         nearest = min(points, key=lambda point: sweep.spent(point, self.budget))
-        weakest = min(point["strength"] for point in self.swept)
+        weakest = min(point.strength for point in self.swept)
         return (
-            f"nothing stays within the budget: the gentlest edit ({nearest['probe']}, strength "
-            f"{nearest['strength']:g}, {100 * nearest['fraction']:g} % of the rows) spends "
+            f"nothing stays within the budget: the gentlest edit ({nearest.probe}, strength "
+            f"{nearest.strength:g}, {100 * nearest.fraction:g} % of the rows) spends "
             f"{sweep.spent(nearest, self.budget):.1f} times of it; raise the budget, or search "
             f"strengths below {weakest:g} and fewer rows"
         )
 
     @property
-    def point(self) -> Point:
-        """Which edit that is."""
-        return Point(*(self.best[part] for part in PARTS))
-
-    @property
-    def front(self) -> list[dict[str, Any]]:
+    def front(self) -> list[sweep.Measured]:
         """The points that no other beats in behaviour and in damage, by growing damage."""
         return sweep.front([*self.screened, *self.swept], self.budget)
 
     def surgery(self, model: PreTrainedModel, table: Table) -> Surgery:
         """The chosen edit. UserError where none is within the budget."""
-        return table.surgery(model, self.point)
+        return table.surgery(model, self.best)
 
 
 def choose(
@@ -84,3 +78,9 @@ def choose(
     points = sweep.grid(pairs, fractions, strengths)
     swept = sweep.measure(model, table, meter, points, ledger, label=labels[1])
     return Choice(screened, swept, profile.budget)
+
+
+def chosen(surgery: Surgery, behaviour: str, point: sweep.Measured) -> Surgery:
+    """The surgery, saying what it is against and what was measured of it on validation."""
+    about = {**surgery.about, "behaviour": behaviour, "validation": point.as_dict()}
+    return replace(surgery, about=about)

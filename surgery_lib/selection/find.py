@@ -25,7 +25,7 @@ from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
-from surgery_lib.selection.choice import choose
+from surgery_lib.selection.choice import choose, chosen
 from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.table import PARTS, Point, Table, prepare
@@ -131,7 +131,7 @@ def find_surgery(
         labels=("every layer", "size and strength"),
     )
     reporter = meter("test", 0)
-    before = reporter.base.rate(scorer.name)
+    before = reporter.base.rate(scorer.name).as_dict()
     found = Found(before, choice.front, choice, data, scorer.name, contrast=made)
     try:
         best = choice.best
@@ -143,11 +143,11 @@ def find_surgery(
     difference = reporter.against_base(after, scorer.name)
     return replace(
         found,
-        surgery=replace(surgery, about={**surgery.about, "behaviour": name, "validation": best}),
-        after=after.rate(scorer.name),
+        surgery=chosen(surgery, name, best),
+        after=after.rate(scorer.name).as_dict(),
         difference=difference,
         damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
-        examples=_examples(reporter, after.rows, scorer.name),
+        examples=sweep.examples(reporter, after, scorer.name, count=6),
         advice=doubts(difference),
         seconds=time.perf_counter() - started,
     )
@@ -235,12 +235,3 @@ def _estimate(model: PreTrainedModel, meter: Evaluator, table: Table, settings: 
     )
 
 
-def _examples(
-    meter: Evaluator, rows: Sequence[Mapping[str, Any]], scorer: str, count: int = 6
-) -> list[dict[str, str]]:
-    pairs = list(zip(meter.prompts, meter.base.rows, rows, strict=True))
-    pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
-    return [
-        {"prompt": prompt.text, "before": base["text"], "after": edited["text"]}
-        for prompt, base, edited in pairs[:count]
-    ]

@@ -8,6 +8,7 @@ from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data.contrast import Contrast
 from surgery_lib.evaluation.statistics import Paired
 from surgery_lib.selection.choice import Choice
+from surgery_lib.selection.sweep import Measured
 from surgery_lib.surgery import Surgery
 
 SELDOM = 0.1  # a share of prompts below which there is hardly anything to take away
@@ -25,7 +26,7 @@ class Found:
     """
 
     before: Mapping[str, Any]
-    front: Sequence[Mapping[str, Any]]
+    front: Sequence[Measured]
     choice: Choice
     data: BehaviourData
     scorer: str
@@ -44,8 +45,8 @@ class Found:
             lines = ["| probe | rows, % | strength | behaviour, % | budget spent, % |"]
             lines.append("|---|---:|---:|---:|---:|")
             lines += [
-                f"| {p['probe']} | {100 * p['fraction']:g} | {p['strength']:g} "
-                f"| {100 * p['rate']['value']:.1f} | {100 * p['spent']:.0f} |"
+                f"| {p.probe} | {100 * p.fraction:g} | {p.strength:g} "
+                f"| {100 * p.rate.value:.1f} | {100 * (p.spent or 0.0):.0f} |"
                 for p in self.front
             ]
         else:
@@ -61,7 +62,7 @@ class Found:
             "difference": self.difference.as_dict() if self.difference else None,
             "damage": self.damage,
             "budget": self.choice.budget.model_dump(mode="json"),
-            "front": list(self.front),
+            "front": [point.as_dict() for point in self.front],
             "data": self.data.fingerprint,
             "advice": self.advice,
             "seconds": self.seconds,

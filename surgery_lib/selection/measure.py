@@ -88,8 +88,8 @@ def measure_surgery(
     with surgery.applied(model):
         after = meter.read(model)
     return Measured(
-        before=meter.base.rate(scorer.name),
-        after=after.rate(scorer.name),
+        before=meter.base.rate(scorer.name).as_dict(),
+        after=after.rate(scorer.name).as_dict(),
         difference=meter.against_base(after, scorer.name),
         damage={"perplexity_rise": after.perplexity_rise, **after.damage.as_dict()},
         scorer=scorer.name,

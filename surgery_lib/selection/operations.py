@@ -17,7 +17,7 @@ from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
-from surgery_lib.selection.choice import choose
+from surgery_lib.selection.choice import choose, chosen
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.table import prepare
 from surgery_lib.surgery import Surgery, fingerprint, region
@@ -71,8 +71,7 @@ def operate(
         ledger=sweep.Ledger(ledger, key),
         labels=(f"{name}: sieve", f"{name}: sweep"),
     )
-    surgery, best = choice.surgery(model, table), choice.best
-    return replace(surgery, about={**surgery.about, "behaviour": name, "validation": best})
+    return chosen(choice.surgery(model, table), name, choice.best)
 
 
 def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:

@@ -7,9 +7,9 @@ so that a run that was killed goes on where it stopped.
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
@@ -18,11 +18,43 @@ from surgery_lib import files
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
+from surgery_lib.evaluation.statistics import Estimate
 from surgery_lib.profile import Budget
 from surgery_lib.selection.table import Pair, Point, Table
 from surgery_lib.study import Study
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
+
+
+@dataclass(frozen=True)
+class Measured(Point):
+    """A point with what was measured of it on validation.
+
+    `kind` is estimator and rule in words; `rate` the share of prompts that show the behaviour; the
+    divergences are None where they were not measured; `spent` is the share of the budget.
+    """
+
+    layer: int
+    kind: str
+    rate: Estimate
+    perplexity_rise: float
+    first_token_kl: float | None = None
+    context_kl: float | None = None
+    spent: float | None = None
+
+    @classmethod
+    def read(cls, held: Mapping[str, Any]) -> Self:
+        """From the dictionary that `as_dict` gives."""
+        return cls(**{**held, "rate": Estimate(**held["rate"])})
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        found = asdict(self)
+        if self.spent is None:
+            del found["spent"]
+        return found
+
+
 # What a point is chosen by; continuations take longer than all of these together.
 CHOOSES = ("first", "context", "perplexity")
 # What says how to choose among points, not what a point measures.
@@ -78,7 +110,7 @@ def measure(
     ledger: Ledger,
     *,
     label: str,
-) -> list[dict[str, Any]]:
+) -> list[Measured]:
     """Apply, measure and undo each point: rate by the meter's first scorer, and damage."""
     measured = []
     for point in tqdm(list(points), desc=label):
@@ -87,20 +119,18 @@ def measure(
         if held is None:
             with table.surgery(model, point).applied(model):
                 reading = meter.read(model, parts=CHOOSES, intervals=False)
-            numbers = reading.as_dict()
-            held = ledger.put(
-                name,
-                {
-                    **asdict(point),
-                    "layer": table.probes[point.probe].layer,
-                    "kind": _kind(table.probes[point.probe].estimator, point.rule),
-                    "rate": reading.rate(meter.scorers[0].name),
-                    "perplexity_rise": reading.perplexity_rise,
-                    "first_token_kl": _value(numbers.get("first_token_kl")),
-                    "context_kl": _value(numbers.get("context_kl")),
-                },
+            probe, damage = table.probes[point.probe], reading.damage
+            numbers = Measured(
+                **asdict(point),
+                layer=probe.layer,
+                kind=probe.estimator + ("" if point.rule == "cosine" else f", {point.rule}"),
+                rate=reading.rate(meter.scorers[0].name),
+                perplexity_rise=reading.perplexity_rise,
+                first_token_kl=_value(damage.first_token_kl),
+                context_kl=_value(damage.context_kl),
             )
-        measured.append(held)
+            held = ledger.put(name, numbers.as_dict())
+        measured.append(Measured.read(held))
     return measured
 
 
@@ -112,7 +142,7 @@ def screening_points(
     return [Point(name, rule, fraction, strength) for rule, name in pairs]
 
 
-def survivors(screened: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:
+def survivors(screened: Sequence[Measured], budget: Budget) -> list[tuple[str, str]]:
     """The (probe, rule) pairs with the least behaviour left; those within the budget come first.
 
     The sieve looks at one edit, which weaker ones of the same pair may undercut, so that only what
@@ -120,7 +150,7 @@ def survivors(screened: Sequence[Mapping[str, Any]], budget: Budget) -> list[tup
     """
     clean = budget.model_copy(update={"context_kl": None})
     ranked = sorted(screened, key=lambda point: _order(point, clean))
-    return [(point["probe"], point["rule"]) for point in ranked[:SURVIVORS]]
+    return [(point.probe, point.rule) for point in ranked[:SURVIVORS]]
 
 
 def grid(
@@ -135,7 +165,7 @@ def grid(
     ]
 
 
-def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any]:
+def choose(points: Sequence[Measured], budget: Budget) -> Measured:
     """The point with the least behaviour left among those within the budget's validation share.
 
     Ties go to the least perplexity. UserError where no point is within the budget.
@@ -146,18 +176,18 @@ def choose(points: Sequence[Mapping[str, Any]], budget: Budget) -> dict[str, Any
             f"no edit stays within {budget.margin} of the budget on validation; "
             "add weaker surgery.strengths or smaller region.fractions, or raise the budget"
         )
-    return dict(best)
+    return best
 
 
-def front(points: Iterable[Mapping[str, Any]], budget: Budget) -> list[dict[str, Any]]:
+def front(points: Iterable[Measured], budget: Budget) -> list[Measured]:
     """The points that no other beats in behaviour and damage, by growing damage.
 
     Damage is the share of the budget that a point spends, in the measure where it spends most.
     """
-    found: list[dict[str, Any]] = []
-    for point in sorted(points, key=lambda p: (spent(p, budget), p["rate"]["value"])):
-        if not found or point["rate"]["value"] < found[-1]["rate"]["value"]:
-            found.append({**point, "spent": spent(point, budget)})
+    found: list[Measured] = []
+    for point in sorted(points, key=lambda p: (spent(p, budget), p.rate.value)):
+        if not found or point.rate.value < found[-1].rate.value:
+            found.append(replace(point, spent=spent(point, budget)))
     return found
 
 
@@ -187,26 +217,18 @@ def prompt_text(meter: Evaluator, shown: str) -> str:
     return next((one.text for one in meter.prompts if shown in (one.id, one.text)), shown)
 
 
-def spent(point: Mapping[str, Any], budget: Budget) -> float:
+def spent(point: Measured, budget: Budget) -> float:
     """The share that a point spends of what validation may spend; above 1 it is over the budget."""
-    shares = [point["perplexity_rise"] / (budget.perplexity_rise * budget.margin or 1e-9)]
-    if budget.context_kl is not None and point.get("context_kl") is not None:
-        shares.append(point["context_kl"] / (budget.context_kl * budget.margin))
+    shares = [point.perplexity_rise / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and point.context_kl is not None:
+        shares.append(point.context_kl / (budget.context_kl * budget.margin))
     return float(max(shares))
 
 
-def over(point: Mapping[str, Any], budget: Budget) -> float:
-    """By what part of what validation may spend a point is over the budget; 0 within it."""
-    return max(0.0, spent(point, budget) - 1)
+def _order(point: Measured, budget: Budget) -> tuple[float, float, float]:
+    """By what part a point is over the budget, and then by behaviour and by damage."""
+    return max(0.0, spent(point, budget) - 1), point.rate.value, point.perplexity_rise
 
 
-def _order(point: Mapping[str, Any], budget: Budget) -> tuple[float, float, float]:
-    return over(point, budget), point["rate"]["value"], point["perplexity_rise"]
-
-
-def _kind(estimator: str, rule: str) -> str:
-    return estimator if rule == "cosine" else f"{estimator}, {rule}"
-
-
-def _value(reading: Any) -> float | None:
-    return reading["value"] if reading else None
+def _value(reading: Estimate | None) -> float | None:
+    return None if reading is None else reading.value

@@ -1,7 +1,7 @@
 """What a search builds its edits from: probes, and the scores of all rows by every rule."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -56,7 +56,8 @@ class Table:
         self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
     ) -> Surgery:
         """The edit of one point."""
-        about = asdict(point) | origin(self.probes[point.probe].start)
+        about = {part: getattr(point, part) for part in PARTS}
+        about |= origin(self.probes[point.probe].start)
         if point.rule == "covariance" and self.fitted is not None:
             found = self.fitted.plan(model, point.strength, k=point.fraction, select=select)
             return replace(found, about=about)

@@ -116,8 +116,10 @@ def select_rows(
 ) -> Tensor:
     """The rows to edit, ascending: (K,), int64.
 
-    `score` says how rows are ranked along the direction (width,), as `score_rows` has it.
-    `select` says which of the ranking are taken. `k` is a count or, a float, a share of all rows.
+    `score` says how rows are ranked: by `cosine` with the direction (width,), as in the paper, by
+    `cosine_gain`, which counts in the norm before the matrix, or by first-order `effect` on `texts`
+    that show the behaviour, for which `tokenizer` is needed. `select` says which of the ranking are
+    taken. `k` is a count or, a float, a share of all rows.
 
     Raises:
         UserError: Another score, or the effect without texts or of another matrix.

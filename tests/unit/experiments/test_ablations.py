@@ -114,7 +114,7 @@ def test_every_question_is_answered_undone_and_put_into_words(
     rows = measured(one)
     flags = rows["controls"][0]["flags"]
     result: dict[str, Any] = {
-        "base": one.meter.base.rate(one.scorer),
+        "base": one.meter.base.rate(one.scorer).as_dict(),
         "layer": one.chosen.layer,
         "lines": {name: ablation_tables.summarise(held, flags) for name, held in rows.items()},
     }

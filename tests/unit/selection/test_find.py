@@ -93,8 +93,8 @@ def test_a_surgery_is_found_and_measured(data: BehaviourData) -> None:
     assert found.before["n"] == 12 and found.before["low"] < found.before["value"]
     assert found.damage["context_kl"]["value"] > 0
     assert any("edits to try" in line for line in said)
-    assert [p["spent"] for p in found.front] == sorted(p["spent"] for p in found.front)
-    rates = [p["rate"]["value"] for p in found.front]
+    assert [p.spent for p in found.front] == sorted(p.spent or 0.0 for p in found.front)
+    rates = [p.rate.value for p in found.front]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) == len(rates)
     assert "before | after" in found.table()
     found.surgery.apply(model)  # made for this very model, which was left unedited

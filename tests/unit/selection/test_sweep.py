@@ -1,5 +1,6 @@
 """Choosing on validation: the ledger, the rules of choice, the controls, the meter."""
 
+import json
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
+from surgery_lib.evaluation.statistics import Estimate
 from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings
 from surgery_lib.report import tables
@@ -105,12 +107,20 @@ def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
     found = sweep.measure(
         model, table, meter(model, tokenizer), points, sweep.Ledger(tmp_path / "l", "k"), label="x"
     )
-    assert found[0]["perplexity_rise"] != 0
+    assert found[0].perplexity_rise != 0
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def point(rate: float, rise: float) -> dict[str, Any]:
-    return {"probe": "p", "rule": "cosine", "rate": {"value": rate}, "perplexity_rise": rise}
+def point(rate: float, rise: float, context: float | None = None) -> sweep.Measured:
+    share = Estimate(rate, rate, rate, 10, "wilson")
+    return sweep.Measured("p", "cosine", 0.1, 1.0, 2, "lda", share, rise, context_kl=context)
+
+
+def test_a_measured_point_reads_back() -> None:
+    whole = point(0.2, 0.01, 0.5)
+    assert sweep.Measured.read(json.loads(json.dumps(whole.as_dict()))) == whole
+    assert "spent" not in whole.as_dict()
+    assert sweep.front([whole], Budget())[0].spent is not None
 
 
 def test_the_choice_is_the_least_behaviour_within_the_budget() -> None:
@@ -122,7 +132,7 @@ def test_the_choice_is_the_least_behaviour_within_the_budget() -> None:
 
 
 def test_damage_inside_contexts_counts_where_it_is_limited() -> None:
-    points = [point(0.0, 0.01) | {"context_kl": 0.03}, point(0.3, 0.02) | {"context_kl": 0.01}]
+    points = [point(0.0, 0.01, 0.03), point(0.3, 0.02, 0.01)]
     assert sweep.choose(points, Budget()) == points[0]
     assert sweep.choose(points, Budget(context_kl=0.02)) == points[1]
 
