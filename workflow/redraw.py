@@ -7,6 +7,7 @@ those of another folder of results.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -65,13 +66,18 @@ def of_comparison(result: Result) -> Drawn:
         for measure in compare.MEASURES:
             yield (
                 f"pareto_{measure}",
-                lambda m=measure: comparison.pareto(outcomes, result["start"], m),
+                partial(comparison.pareto, outcomes, result["start"], measure),
             )
     for measure in comparison.held(outcomes):
         yield (
             f"budget_{measure}",
-            lambda m=measure: comparison.budget_bars(
-                outcomes, base, m, compare.BUDGETS[1], result["scorer"]
+            partial(
+                comparison.budget_bars,
+                outcomes,
+                base,
+                measure,
+                compare.BUDGETS[1],
+                result["scorer"],
             ),
         )
 
@@ -82,7 +88,7 @@ def of_ablation(result: Result) -> Drawn:
         if name in result["lines"] or result.get(name):
             yield (
                 f"ablate_{name}",
-                lambda n=name: ablation_figures.draw(result, n, axes.get(n, "")),
+                partial(ablation_figures.draw, result, name, axes.get(name, "")),
             )
 
 
@@ -130,7 +136,7 @@ def of_protocols(result: Result) -> Drawn:
         if protocol in results["base"]["protocols"]:
             yield (
                 f"protocol_{protocol}",
-                lambda p=protocol, m=measure: protocol_figures.by_group(results, p, m),
+                partial(protocol_figures.by_group, results, protocol, measure),
             )
 
 
