@@ -17,7 +17,7 @@ from reference import profile_fields, public_api
 from surgery_lib import files
 from surgery_lib.baselines import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
-from surgery_lib.report import ablation_findings, advice, tables
+from surgery_lib.report import ablation_findings, advice, asked, tables
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study.study import unwrap
 
@@ -108,6 +108,20 @@ def against_paper() -> str:
     )
 
 
+def diagnostics() -> str:
+    """What the five diagnostics found, a column a study that was asked any of them."""
+
+    def of(study: str) -> Callable[[str], Any]:
+        def found(name: str) -> Any:
+            path = f"{study}/seed0/{name}"
+            return result(path) if (ROOT / "results" / path).is_file() else None
+
+        return found
+
+    studies = {"the embedded model": "patient/toxicity", "SmolLM2-135M": "smollm2-135m/toxicity"}
+    return asked.table({name: of(study) for name, study in studies.items()})
+
+
 def kept(name: str) -> str:
     """A table as its notebook wrote it."""
     return (ROOT / "results" / name).read_text(encoding="utf-8")
@@ -131,6 +145,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "damage-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_damage.md"),
     "cost-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_cost.md"),
     "benchmarks": benchmarks,
+    "diagnostics": diagnostics,
     "profile-fields": profile_fields,
     "public-api": public_api,
     "questions": questions,
