@@ -9,7 +9,8 @@ import pytest
 
 from surgery_lib import files
 from surgery_lib.files import home
-from surgery_lib.report import ablation_figures, asked, figures, fronts, style
+from surgery_lib.report import ablation_figures, asked, figures, fronts
+from surgery_lib.report.style import from_zero, nested
 from surgery_lib.study.study import unwrap
 
 RESULTS = home() / "results"
@@ -54,9 +55,9 @@ def test_no_mark_is_cut_by_the_axis_of_perplexity(values: list[float]) -> None:
 def test_a_mark_at_zero_is_whole_and_lines_on_each_other_show() -> None:
     _, axes = plt.subplots()
     axes.plot([0, 1], [0, 80])
-    style.from_zero(axes, "y")
+    from_zero(axes, "y")
     assert axes.get_ylim()[0] < 0 < 80 < axes.get_ylim()[1]
-    widths = [style.nested(number, 3)["linewidth"] for number in range(3)]
+    widths = [nested(number, 3)["linewidth"] for number in range(3)]
     assert widths == sorted(widths, reverse=True) and len(set(widths)) == 3
     plt.close("all")
 
