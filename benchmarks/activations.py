@@ -11,7 +11,6 @@ compare.
 """
 
 import argparse
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -19,8 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers as hf
-from machine import describe
+from machine import describe, mirrored, random_llama
 
 from surgery_lib import files
 from surgery_lib.models import activations, tokens
@@ -40,27 +38,14 @@ class Letters:
 
 def subject(texts: int) -> tuple[str, Any, Any, list[str]]:
     """Name, model, tokenizer and texts: the mirror's, or random ones."""
-    mirror = os.environ.get("SURGERY_MIRROR")
-    if mirror:
-        folder = Path(mirror) / "models/local--real-text-6m"
-        model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        rows = files.read_jsonl(
-            Path(mirror) / "datasets/OxAISH-AL-LLM--wiki_toxic/balanced_train.jsonl"
-        )
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    if found := mirrored("OxAISH-AL-LLM--wiki_toxic/balanced_train.jsonl"):
+        model, tokenizer, rows = found
         comments = [row["comment_text"] for row in rows if row["comment_text"].strip()]
         return "local/real-text-6m on wiki_toxic", model, tokenizer, comments[:texts]
     generator = torch.Generator().manual_seed(0)
-    config = hf.LlamaConfig(
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        vocab_size=4096,
-    )
     lengths = torch.randint(5, 400, (texts,), generator=generator).tolist()
     made = ["".join(chr(97 + (i * n) % 26) for i in range(n)) for n in lengths]
-    return "random Llama", hf.LlamaForCausalLM(config).eval(), Letters(), made
+    return "random Llama", random_llama(vocab_size=4096), Letters(), made
 
 
 def chunks(indices: list[int], size: int) -> list[list[int]]:

@@ -25,11 +25,7 @@ from surgery_lib import files
 
 WIDTH, UNITS, VOCABULARY = 4096, 11008, 32000
 LAYERS_A_SHARD = 2
-SHAPES = {
-    "self_attn.q_proj": (WIDTH, WIDTH),
-    "self_attn.k_proj": (WIDTH, WIDTH),
-    "self_attn.v_proj": (WIDTH, WIDTH),
-    "self_attn.o_proj": (WIDTH, WIDTH),
+SHAPES = {f"self_attn.{name}_proj": (WIDTH, WIDTH) for name in "qkvo"} | {
     "mlp.gate_proj": (UNITS, WIDTH),
     "mlp.up_proj": (UNITS, WIDTH),
     "mlp.down_proj": (WIDTH, UNITS),

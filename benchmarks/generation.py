@@ -9,18 +9,15 @@ with batches of several sizes. All texts are compared with those made prompt by 
 
 import argparse
 import functools
-import os
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers as hf
-from machine import in_turn, ratio, report
+from machine import in_turn, mirrored, random_llama, ratio, report
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from surgery_lib import files
 from surgery_lib.models import generation
 
 NEW_TOKENS = 20
@@ -29,14 +26,8 @@ BATCH_SIZES = (8, 32, 128)
 
 def subject(prompts: int) -> tuple[str, Any, Any, list[str]]:
     """Name, model, tokenizer and prompts: the mirror's, or random ones."""
-    mirror = os.environ.get("SURGERY_MIRROR")
-    if mirror:
-        folder = Path(mirror) / "models/local--real-text-6m"
-        model = hf.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-        rows = files.read_jsonl(
-            Path(mirror) / "datasets/allenai--real-toxicity-prompts/train.jsonl"
-        )
-        tokenizer = hf.AutoTokenizer.from_pretrained(folder)
+    if found := mirrored("allenai--real-toxicity-prompts/train.jsonl"):
+        model, tokenizer, rows = found
         texts = [row["prompt"]["text"] for row in rows]
         return "local/real-text-6m on real-toxicity-prompts", model, tokenizer, texts[:prompts]
     words = [f"w{number}" for number in range(4000)]
@@ -46,18 +37,10 @@ def subject(prompts: int) -> tuple[str, Any, Any, list[str]]:
     tokenizer = hf.PreTrainedTokenizerFast(
         tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="</s>"
     )
-    config = hf.LlamaConfig(
-        hidden_size=256,
-        intermediate_size=688,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        vocab_size=len(vocabulary),
-        eos_token_id=2,
-    )
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(4, 24, (prompts,), generator=generator).tolist()
     made = [" ".join(words[(7 * i + n) % 4000] for i in range(n)) for n in lengths]
-    return "random Llama", hf.LlamaForCausalLM(config).eval(), tokenizer, made
+    return "random Llama", random_llama(vocab_size=len(vocabulary), eos_token_id=2), tokenizer, made
 
 
 def main() -> None:

@@ -33,6 +33,24 @@ def describe() -> dict[str, Any]:
     }
 
 
+def mirrored(data: str) -> tuple[Any, Any, list[Any]] | None:
+    """Model, tokenizer and rows of a data set, from the mirror; None where there is none."""
+    mirror = os.environ.get("SURGERY_MIRROR")
+    if not mirror:
+        return None
+    folder = Path(mirror) / "models/local--real-text-6m"
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    return model, tokenizer, files.read_jsonl(Path(mirror) / "datasets" / data)
+
+
+def random_llama(**more: Any) -> Any:
+    """A model of the same size with random weights."""
+    sizes = {"hidden_size": 256, "intermediate_size": 688, "num_hidden_layers": 6}
+    config = transformers.LlamaConfig(**sizes, num_attention_heads=4, **more)
+    return transformers.LlamaForCausalLM(config).eval()
+
+
 def timed(run: Callable[[], object]) -> float:
     """Seconds that a call takes."""
     start = time.perf_counter()

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,6 +27,8 @@ from surgery_lib.parsing import bounded as bounded
 from surgery_lib.parsing import loads, read_text
 from surgery_lib.parsing import parse_yaml as parse_yaml
 
+CACHE = "MODEL_SURGERY_CACHE"  # the variable that names another folder for caches
+SMALL_CACHE = 256 << 20  # bytes that a cache of small things may hold
 HEADER = "model-surgery"  # the metadata's one key
 PACKAGE = Path(__file__).resolve().parent
 
@@ -34,6 +37,12 @@ def home() -> Path:
     """The repository that this package belongs to; the working folder where it stands alone."""
     root = PACKAGE.parent
     return root if (root / "profiles").is_dir() else Path.cwd()
+
+
+def cache() -> Path:
+    """The folder of everything that is kept because it is expensive and can be made again."""
+    named = os.environ.get(CACHE)
+    return Path(named).expanduser() if named else home() / ".cache"
 
 
 def bundled(name: str) -> Path:
@@ -117,6 +126,38 @@ def append(path: Path | str, line: str) -> None:
         ) from error
 
 
+def size(path: Path) -> int:
+    """Bytes of a file, or of all files in a folder; 0 for what is gone."""
+    total = 0
+    for one in path.rglob("*") if path.is_dir() else [path]:
+        with suppress(OSError):
+            total += one.lstat().st_size
+    return total
+
+
+def prune(folder: Path, pattern: str, limit: int, keep: Path | None = None) -> int:
+    """Remove what of `pattern` was used longest ago until the rest takes `limit` bytes; how many.
+
+    `limit=0` removes all, but never `keep`. What another process removes meanwhile is gone as well.
+    A time in the future, from a clock that was set back, counts as newest and harms nothing.
+    """
+    found = []
+    for path in folder.glob(pattern):
+        with suppress(OSError):
+            found.append((path.stat().st_mtime, size(path), path))
+    total, removed = sum(taken for _, taken, _ in found), 0
+    for _, taken, path in sorted(found):
+        if total <= limit:
+            break
+        if path == keep:
+            continue
+        with suppress(OSError):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            removed += 1
+        total -= taken
+    return removed
+
+
 def is_file(path: Path | str) -> bool:
     """Whether a file is there; a name that no file can have is not."""
     try:
@@ -172,6 +213,11 @@ def write_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
     """Read a file with one JSON object a line; UserError names the line that is not one."""
+    return [row for _, row in numbered_jsonl(path)]
+
+
+def numbered_jsonl(path: Path | str) -> list[tuple[int, dict[str, Any]]]:
+    """The same, each object with the number of its line."""
     rows = []
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip():
@@ -179,7 +225,7 @@ def read_jsonl(path: Path | str) -> list[dict[str, Any]]:
         row = loads(line, f"{path}, line {number}")
         if not isinstance(row, dict):
             raise UserError(f"{path}, line {number} is not a JSON object; write one a line")
-        rows.append(row)
+        rows.append((number, row))
     return rows
 
 

@@ -17,7 +17,7 @@ from reference import profile_fields, public_api
 from surgery_lib import files
 from surgery_lib.baselines import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
-from surgery_lib.report import ablation_findings, advice, asked, tables
+from surgery_lib.report import ablation_findings, advice, asked, diagnostics, tables
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study.study import unwrap
 
@@ -30,6 +30,8 @@ def result(name: str) -> Any:
     path = ROOT / "results" / name
     return unwrap(files.read_json(path), path)
 
+
+PATIENT, SMOLLM2 = "patient/toxicity/seed0", "smollm2-135m/toxicity/seed0"
 
 # What notebook 06 looks at inside the model, besides its variants.
 INSIDE = {
@@ -108,18 +110,27 @@ def against_paper() -> str:
     )
 
 
-def diagnostics() -> str:
+def diagnosed(study: str) -> dict[str, Any]:
+    """Results of the five diagnostics on one study, as far as they were run."""
+    names = ("fingerprint", "drift", "attack", "code", "retrieval")
+    there = [name for name in names if (ROOT / "results" / study / f"{name}.json").is_file()]
+    return {name: result(f"{study}/{name}.json") for name in there}
+
+
+def claims() -> str:
+    """What the five systems claim beside what was found here."""
+    studies = {"the patient": PATIENT, "SmolLM2": SMOLLM2}
+    return diagnostics.claims({name: diagnosed(at) for name, at in studies.items()})
+
+
+def questions_asked() -> str:
     """What the five diagnostics found, a column a study that was asked any of them."""
+    studies = {"the embedded model": diagnosed(PATIENT), "SmolLM2-135M": diagnosed(SMOLLM2)}
 
-    def of(study: str) -> Callable[[str], Any]:
-        def found(name: str) -> Any:
-            path = f"{study}/seed0/{name}"
-            return result(path) if (ROOT / "results" / path).is_file() else None
+    def of(held: dict[str, Any]) -> Callable[[str], Any]:
+        return lambda name: held.get(name.removesuffix(".json"))
 
-        return found
-
-    studies = {"the embedded model": "patient/toxicity", "SmolLM2-135M": "smollm2-135m/toxicity"}
-    return asked.table({name: of(study) for name, study in studies.items()})
+    return asked.table({study: of(held) for study, held in studies.items()})
 
 
 def kept(name: str) -> str:
@@ -144,8 +155,11 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "damage-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_damage.md"),
     "cost-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_cost.md"),
+    "diagnostics-claims": claims,
+    "diagnostics-patient": lambda: diagnostics.closing(diagnosed(PATIENT)),
+    "diagnostics-smollm2": lambda: diagnostics.closing(diagnosed(SMOLLM2)),
     "benchmarks": benchmarks,
-    "diagnostics": diagnostics,
+    "diagnostics": questions_asked,
     "profile-fields": profile_fields,
     "public-api": public_api,
     "questions": questions,

@@ -45,7 +45,10 @@ class FittedCaa(Read):
 
 
 class Caa(Method[FittedCaa], name="caa", kind="hook"):
-    """Contrastive activation addition. `pooling` "last" reads the last token, as CAA does."""
+    """Contrastive activation addition. `pooling` "last" reads the last token, as CAA does.
+
+    By default all tokens after the first count, whose state is many times as long on some models.
+    """
 
     # Strength in units of the mean difference itself.
     knobs: ClassVar[Mapping[str, SearchRange]] = {
@@ -53,7 +56,7 @@ class Caa(Method[FittedCaa], name="caa", kind="hook"):
         "depth": tools.DEPTH,
     }
 
-    def learn(self, lesson: Lesson, pooling: activations.Pooling = "mean") -> FittedCaa:
+    def learn(self, lesson: Lesson, pooling: activations.Pooling = "after_first") -> FittedCaa:
         """The mean differences at all layers, from one forward pass over the texts."""
         vectors = tools.mean_difference(lesson.states(pooling), lesson.data.labels)
         return FittedCaa(vectors, **lesson.read())

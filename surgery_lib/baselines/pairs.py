@@ -1,24 +1,14 @@
 """Pairs of a wanted and an unwanted completion, for the methods that learn from preferences."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
 
+from surgery_lib.baselines import own
 from surgery_lib.baselines.training import Course
-from surgery_lib.errors import UserError
-from surgery_lib.models import activations, tokens
-from surgery_lib.models.generation import context_length
-from surgery_lib.surgery import probe
 
 Source = Literal["auto", "own", "texts"]
-
-# How deep the probe reads that tells the model's own completions apart, as a share of the depth.
-PROBE_DEPTH = 0.7
-# How many texts of each label that probe is fitted on, at most.
-PROBE_TEXTS = 500
 
 
 @dataclass(frozen=True)
@@ -40,7 +30,7 @@ def make(
     prompts: int = 128,
     samples: int = 8,
     new_tokens: int = 20,
-    score: Callable[[Sequence[str]], Sequence[float]] | None = None,
+    score: own.Score | None = None,
 ) -> list[Pair]:
     """Pairs from training data alone.
 
@@ -52,32 +42,26 @@ def make(
     Raises:
         UserError: `own` is asked for and there are no prompts.
     """
-    model, tokenizer, data = course.model, course.tokenizer, course.data
     training, spent = course.training, course.spent
-    if source == "texts" or (source == "auto" and not data.prompts):
+    if source == "texts" or (source == "auto" and not course.data.prompts):
         return from_texts(course)
-    if not data.prompts:
-        raise UserError("there are no training prompts; give some, or take pairs from 'texts'")
-    asked = list(data.prompts)[:prompts]
-    spent.labels += len(asked)
-    spent.prompts += len(asked)
-    spent.samples += samples * len(asked)
-    longest = context_length(model)
-    limit = None if longest is None else longest - new_tokens
-    rows = [ids[-limit:] if limit else ids for ids in tokenizer(asked)["input_ids"]]
-    more = {"truncate": True, "progress": training.progress}
-    written = course.completions(asked, samples, max_new_tokens=new_tokens, **more)
-    flat = [text for texts in written for text in texts]
-    tails = tokenizer(flat, add_special_tokens=False)["input_ids"]
-    spent.forward += sum(len(ids) for ids in tails) + samples * sum(len(ids) for ids in rows)
-    if score is None:
-        scores = _probe_scores(course, flat)
-    else:
-        scores = torch.tensor(list(score(flat)), dtype=torch.float32)
+    written = own.write(
+        course,
+        prompts=prompts,
+        samples=samples,
+        new_tokens=new_tokens,
+        score=score,
+        progress=training.progress,
+    )
+    spent.labels += written.asked + written.labels
+    spent.prompts += written.asked
+    spent.samples += len(written.tails)
+    spent.forward += written.forward
+    tails, scores = written.tails, written.scores
     found = []
-    for number, prompt in enumerate(rows):
-        own = range(number * samples, (number + 1) * samples)
-        usable = sorted((i for i in own if tails[i]), key=lambda i: float(scores[i]))
+    for first in range(0, len(tails), samples):
+        prompt, same = written.prompts[first], range(first, first + samples)
+        usable = sorted((i for i in same if tails[i]), key=lambda i: float(scores[i]))
         if len(usable) > 1 and prompt:
             low, high = usable[0], usable[-1]
             pair = Pair(prompt + tails[low], prompt + tails[high], len(prompt))
@@ -103,29 +87,3 @@ def _common(first: list[int], second: list[int]) -> int:
     while shared < min(len(first), len(second)) - 1 and first[shared] == second[shared]:
         shared += 1
     return shared
-
-
-def _probe_scores(course: Course, texts: Sequence[str]) -> Tensor:
-    model, tokenizer, data = course.model, course.tokenizer, course.data
-    training, spent = course.training, course.spent
-    layer = round(PROBE_DEPTH * (activations.n_layers(model) - 1))
-    filled = [text or " " for text in texts]
-
-    def states(of: Sequence[str]) -> Tensor:
-        spent.forward += sum(
-            len(ids) for ids in tokens.tokenize(model, tokenizer, of, training.max_tokens)
-        )
-        return activations.pooled_states(
-            model,
-            tokenizer,
-            of,
-            layers=[layer],
-            max_tokens=training.max_tokens,
-            progress=training.progress,
-        )
-
-    kept = {label: data.of(label)[:PROBE_TEXTS] for label in (0, 1)}
-    labels = [label for label in kept for _ in kept[label]]
-    spent.labels += len(labels)
-    (found,) = probe.fit(states([*kept[0], *kept[1]]), labels, estimator="logistic", layers=[layer])
-    return found.score(states(filled)[:, 0])

@@ -57,7 +57,7 @@ _ENTRIES = (
     Entry(surgery.SURGERY_PAPER, _PAPER),
     Entry(surgery.RANDOM_ROWS, _PAPER),
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
-    Entry(Covariance(), "docs/covariance.md", ("labels", "benign")),
+    Entry(Covariance(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")),
     Entry(Caa(), f"{_ARXIV}2312.06681"),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),
     Entry(Iti(), f"{_ARXIV}2306.03341"),

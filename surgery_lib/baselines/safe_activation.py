@@ -17,15 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from surgery_lib.baselines import tools
-from surgery_lib.baselines.base import (
-    Cost,
-    Lesson,
-    Method,
-    Read,
-    SearchRange,
-    count_tokens,
-    strength_range,
-)
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
 from surgery_lib.surgery.region import cosine_scores
@@ -90,7 +82,7 @@ class SafeActivation(Method[FittedSafe], name="safe_activation", kind="hook"):
             directions=tools.mean_difference(states, data.labels),
             scales=(squares / tokens).sqrt().float(),
             labels=len(data.texts),
-            tokens=tokens + count_tokens(lesson.tokenizer, data.texts),
+            tokens=tokens + lesson.read()["tokens"],
         )
 
 

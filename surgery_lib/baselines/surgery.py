@@ -23,6 +23,7 @@ from surgery_lib.baselines.base import (
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.surgery import Surgery, probe, region
+from surgery_lib.surgery.controls import CONTROLS, random_direction
 from surgery_lib.surgery.effects import effect_scores
 from surgery_lib.surgery.estimators import origin
 
@@ -121,7 +122,7 @@ class FittedSurgery:
         rows = region.select(
             scores,
             k,
-            rule=select,
+            select=select,
             seed=self.seed,
             among=region.depth_window(model, *WINDOWS[window]) if window != "all" else None,
         )
@@ -208,7 +209,7 @@ def _directions(
 ) -> tuple[Tensor, list[Mapping[str, float]]]:
     """One direction a layer, and how near each is to the random start of its training."""
     if name == "random":
-        noise = region.random_direction(states[0], seed)
+        noise = random_direction(states[0], seed)
         return noise / noise.norm(dim=1, keepdim=True), []
     estimator, direction = DIRECTIONS[name]
     probes = probe.fit(states, labels, estimator=estimator, direction=direction, seed=seed)
@@ -217,5 +218,7 @@ def _directions(
 
 SURGERY = SurgeryMethod(fixed=RECOMMENDED, start=4.0, weakest=1.0, deepest=0.5)
 SURGERY_PAPER = SurgeryMethod("surgery_paper", fixed=PAPER)
-RANDOM_ROWS = SurgeryMethod("surgery_random_rows", fixed={**PAPER, "select": "random"})
-RANDOM_DIRECTION = SurgeryMethod("surgery_random_direction", fixed={**PAPER, "direction": "random"})
+RANDOM_ROWS, RANDOM_DIRECTION = (
+    SurgeryMethod(f"surgery_{kind}", fixed={**PAPER, **CONTROLS[kind]})
+    for kind in ("random_rows", "random_direction")
+)

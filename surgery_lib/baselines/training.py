@@ -60,17 +60,9 @@ class Spent:
 
     def price(self, parameters: int, **rest: Any) -> Cost:
         """The cost of having trained so much and changed or added so many numbers."""
-        return Cost(
-            labels=self.labels,
-            prompts=self.prompts,
-            benign=self.benign,
-            samples=self.samples,
-            forward_tokens=self.forward,
-            backward_tokens=self.backward,
-            parameters=parameters,
-            needs_gradients=True,
-            **rest,
-        )
+        read = {"prompts": self.prompts, "benign": self.benign, "samples": self.samples}
+        rest = {**read, "parameters": parameters, "needs_gradients": True, **rest}
+        return Cost(self.labels, self.forward, self.backward, **rest)
 
 
 class Sampler:

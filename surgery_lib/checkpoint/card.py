@@ -97,7 +97,7 @@ def write_patch(
     ]
     sections = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
-        f"# {behaviour}, operated out of {parent}",
+        f"# {behaviour}: a surgery on {parent}",
         f"A patch for {parent}, made by [Model Surgery]({PAPER}). It holds the numbers of some "
         f"rows of the {edit.matrix} matrices and the multiple of one direction that is added to "
         "each of them. The model itself is not in it.",

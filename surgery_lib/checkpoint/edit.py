@@ -95,7 +95,7 @@ def plan(
     """
     checkpoint = Checkpoint.open(source)
     scores, row_norm = _measure(checkpoint, direction, matrix, progress)
-    rows = region.select(scores, k, rule=select, seed=seed)
+    rows = region.select(scores, k, select=select, seed=seed)
     made_for = fingerprint(checkpoint, rows, matrix)
     return Surgery.planned(rows, direction, strength, unit, matrix, row_norm, made_for, about)
 

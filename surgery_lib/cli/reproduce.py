@@ -31,7 +31,7 @@ class Input(BaseModel):
 
 
 class Chosen(BaseModel):
-    """The point of the search that was taken (`sweep.Point`)."""
+    """The point of the search that was taken (`selection.table.Point`)."""
 
     probe: str
     rule: str
@@ -80,7 +80,7 @@ def record(
 
     from surgery_lib import files
     from surgery_lib.models import resolved_revision
-    from surgery_lib.selection.sweep import PARTS
+    from surgery_lib.selection.table import PARTS
 
     named = dict(inputs)
     if contrast is not None:
@@ -179,6 +179,7 @@ def _remake(held: Record, folder: Path) -> "Surgery":
             absent,
             held.point.model_dump(),
             prompts=prompts,
+            contrast=held.contrast is not None,
             profile=settings,
             seed=held.seed,
         )

@@ -9,7 +9,7 @@ from typing import Any
 
 from surgery_lib import files
 from surgery_lib.behaviour import SPLITS, BehaviourData, Example, Prompt, first_of_each
-from surgery_lib.data import sources
+from surgery_lib.data import labels, sources
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
 from surgery_lib.models import generation, tokens
@@ -145,6 +145,15 @@ def rows(source: Source, split: str) -> list[Row]:
     return found[: source.limit] if source.limit else found
 
 
+def check_sources(spec: Behaviour) -> None:
+    """UserError where the mirror lacks a split of a behaviour; nothing is read or fetched."""
+    for part in (spec.examples, spec.prompts, spec.benign, spec.clean):
+        for split in SPLITS:
+            for source in getattr(part, split):
+                if source.kind == "hub":
+                    sources.check(source.id, source.config, source.split or split)
+
+
 def check_amounts(data: BehaviourData) -> None:
     """UserError where a user's own file gives too little to fit, choose or report on."""
     for split, needed in TEXTS_NEEDED.items():
@@ -167,17 +176,22 @@ def check_amounts(data: BehaviourData) -> None:
 
 def read_table(path: Path) -> list[Row]:
     """Rows of a user's own file: .jsonl, .csv with a header, or .txt with a text a line."""
+    return [row for _, row in numbered(path)]
+
+
+def numbered(path: Path) -> list[tuple[int, Row]]:
+    """The rows of a user's own file, each with the number of the line that it ends on."""
     if path.suffix == ".jsonl":
-        return files.read_jsonl(path)
+        return files.numbered_jsonl(path)
     if path.suffix == ".csv":
         return _read_csv(path)
     if path.suffix == ".txt":
         lines = files.read_text(path).splitlines()
-        return [{"text": line} for line in lines if line.strip()]
+        return [(number, {"text": line}) for number, line in enumerate(lines, 1) if line.strip()]
     raise UserError(f"{path.name}: a source is a .jsonl, .csv or .txt file; convert it to one")
 
 
-def _read_csv(path: Path) -> list[Row]:
+def _read_csv(path: Path) -> list[tuple[int, Row]]:
     """Rows of a CSV file with a header. UserError where a row has more or fewer fields than it.
 
     Fields may be as long as a text may be. A quote that is never closed swallows the rows after it,
@@ -198,7 +212,7 @@ def _read_csv(path: Path) -> list[Row]:
                     f"{path.name}, line {reader.line_num}: {len(fields)} fields where the header "
                     f"has {len(header)}; close its quotes or fill it up"
                 )
-            rows.append(dict(zip(header, fields, strict=True)))
+            rows.append((reader.line_num, dict(zip(header, fields, strict=True))))
         return rows
     except csv.Error as error:
         raise UserError(
@@ -240,12 +254,21 @@ def _as_example(source: Source, row: Row, _identity: str) -> Example:
     if source.label is None:
         raise UserError(f"{source.id}: labelled texts need a label column; set label=")
     value = sources.column(row, source.label)
-    if value is None or not str(value).strip() or value != value:  # NaN is not itself
-        raise UserError(
-            f"{source.id}: a row has no label in column {source.label!r}; fill it or drop the row"
-        )
-    positive = {str(item) for item in source.positive}
-    return Example(_text(source, row), int(str(value) in positive))
+    try:
+        shown = labels.shows(value, source.positive, source.id)
+    except UserError:  # only now is it looked for: rows are filtered and shuffled
+        where = f"{source.id}{_line(source, row)}, column {source.label!r}"
+        shown = labels.shows(value, source.positive, where)
+    return Example(_text(source, row), int(shown))
+
+
+def _line(source: Source, row: Row) -> str:
+    """Where a row of a user's own file stands; nothing for other sources."""
+    if source.kind != "file":
+        return ""
+    lines = (number for number, one in numbered(home() / source.id) if one == row)
+    found = next(lines, None)
+    return "" if found is None else f", line {found}"
 
 
 def _cut(data: BehaviourData, limit: int) -> BehaviourData:

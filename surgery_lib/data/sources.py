@@ -179,7 +179,7 @@ def rows(
         parts = shape.splits(split) if shape.splits else [split]
         found = [row for part in parts for row in _plain(name, place, shape, part)]
     elif isinstance(place, Path):
-        found = _held(name, place, config, split)
+        found = _held(place, config, split)
     else:
         found = _hub(name, config, split, revision)
     if not found:
@@ -215,16 +215,28 @@ def _download(name: str, url: str, file: str) -> Path:
     return path
 
 
-def _held(name: str, place: Path, config: str | None, split: str) -> list[Row]:
+def check(name: str, config: str | None, split: str) -> None:
+    """UserError where the mirror has data set `name` without that split. The hub is not asked."""
+    shape, place = FORMATS.get(name, Format()), resolve(name, "datasets")
+    if isinstance(place, Path) and shape.parse is None:
+        _files(place, config or shape.config, split)
+
+
+def _held(place: Path, config: str | None, split: str) -> list[Row]:
+    return [row for path in _files(place, config, split) for row in files.read_jsonl(path)]
+
+
+def _files(place: Path, config: str | None, split: str) -> list[Path]:
+    """The files of one split in a data set's folder, which may be one file itself."""
     if place.is_file():
-        return files.read_jsonl(place)
+        return [place]
     folders = [place / config, place] if config else [place]
     for folder in folders:
         whole = folder / f"{split}.jsonl"
         # One split may lie in parts, one file a language: validation.english.jsonl.
         paths = [whole] if whole.is_file() else sorted(folder.glob(f"{split}.*.jsonl"))
         if paths:
-            return [row for path in paths for row in files.read_jsonl(path)]
+            return paths
     there = sorted(re.sub(r"\.jsonl$", "", p.name) for p in folders[0].glob("*.jsonl"))
     raise UserError(
         f"{place} has no {config + '/' if config else ''}{split}.jsonl; "

@@ -131,9 +131,11 @@ def hidden_mean(
     return _units(found - found.mean(0))
 
 
-def clones(vectors: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
+def clones(
+    vectors: np.ndarray, labels: Sequence[int], groups: Sequence[Any] | None = None
+) -> dict[str, float]:
     """AUC and average precision of cosines over all pairs, clones against others."""
-    scores, same = pairs(vectors, labels)
+    scores, same = pairs(vectors, labels, groups)
     return {
         "auc": float(roc_auc_score(same, scores)),
         "ap": float(average_precision_score(same, scores)),
@@ -141,9 +143,18 @@ def clones(vectors: np.ndarray, labels: Sequence[int]) -> dict[str, float]:
     }
 
 
-def pairs(vectors: np.ndarray, labels: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine of every pair, and whether it is of one class. UserError unless there are both."""
+def pairs(
+    vectors: np.ndarray, labels: Sequence[int], groups: Sequence[Any] | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine of every pair, and whether it is of one class. UserError unless there are both.
+
+    With `groups`, such as languages, only pairs of two different groups count.
+    """
     first, second = np.triu_indices(len(vectors), 1)
+    if groups is not None:
+        own = np.unique(np.asarray(groups), return_inverse=True)[1]
+        apart = own[first] != own[second]
+        first, second = first[apart], second[apart]
     classes = np.asarray(labels)
     same = classes[first] == classes[second]
     if not same.any() or same.all():
@@ -180,21 +191,27 @@ def drift(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     return np.asarray(1 - (before * after).sum(1))
 
 
-def class_auc(vectors: np.ndarray, labels: Sequence[int]) -> dict[tuple[int, int], float]:
+def class_auc(
+    vectors: np.ndarray, labels: Sequence[int], groups: Sequence[Any] | None = None
+) -> dict[tuple[int, int], float]:
     """AUC for each pair of classes: pairs within either against pairs across."""
-    classes = np.asarray(labels)
-    found = {}
+    classes, found = np.asarray(labels), {}
     for a, b in combinations(sorted(set(labels)), 2):
-        chosen = np.isin(classes, (a, b))
-        found[a, b] = clones(vectors[chosen], classes[chosen].tolist())["auc"]
+        at = np.flatnonzero(np.isin(classes, (a, b)))
+        own = None if groups is None else [groups[int(i)] for i in at]
+        found[a, b] = clones(vectors[at], classes[at].tolist(), own)["auc"]
     return found
 
 
 def lost(
-    before: np.ndarray, after: np.ndarray, labels: Sequence[int], seed: int = 0
+    before: np.ndarray,
+    after: np.ndarray,
+    labels: Sequence[int],
+    seed: int = 0,
+    groups: Sequence[Any] | None = None,
 ) -> dict[str, Any]:
     """Change of the mean AUC over pairs of classes, with a bootstrap interval over classes."""
-    one, other = (class_auc(vectors, labels) for vectors in (before, after))
+    one, other = (class_auc(vectors, labels, groups) for vectors in (before, after))
     classes = sorted(set(labels))
     change = np.zeros((len(classes), len(classes)))
     for (a, b), value in one.items():

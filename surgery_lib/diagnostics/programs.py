@@ -1,7 +1,12 @@
-"""Programs with the problem that each solves: POJ-104 from the mirror, or small ones made here."""
+"""Programs with the problem that each solves: POJ-104 from the mirror, or small ones made here.
+
+Beside these, for models that have read programs: HumanEval-X's solutions in several languages,
+MBPP's with their descriptions, and pairs of BigCloneBench whose truth was found by hand.
+"""
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from surgery_lib import files
 from surgery_lib.diagnostics.code import Program
@@ -9,6 +14,9 @@ from surgery_lib.errors import UserError
 from surgery_lib.models import resolve
 
 DATASET = "google/code_x_glue_cc_clone_detection_poj104"
+LANGUAGES = "THUDM/humaneval-x"
+DESCRIBED = "google-research-datasets/mbpp"
+BY_HAND = "jkrinke/BigCloneBench-406"
 
 # A problem, and two ways to solve it: names are drawn, so that no two programs look alike.
 TEMPLATES: tuple[tuple[str, str], ...] = (
@@ -72,12 +80,53 @@ def made(split: str, each: int, seed: int = 0) -> list[Program]:
 
 def poj(split: str, each: int, longest: int = 1200) -> list[Program]:
     """The first `each` programs of every problem of POJ-104, none of more characters."""
-    path = Path(resolve(DATASET, "datasets")) / f"{split}.jsonl"
-    if not path.is_file():
-        raise UserError(f"{DATASET} is not in the mirror; set SURGERY_MIRROR to one that holds it")
     taken: dict[int, list[Program]] = {}
-    for row in files.read_jsonl(path):
+    for row in _rows(DATASET, split):
         program = Program(row["code"], int(row["label"]))
         if len(program.code) <= longest and len(taken.setdefault(program.label, [])) < each:
             taken[program.label].append(program)
     return [program for held in taken.values() if len(held) > 1 for program in held]
+
+
+def solutions(
+    count: int, languages: tuple[str, ...] = ("python", "java", "cpp"), longest: int = 800
+) -> dict[str, list[Program]]:
+    """HumanEval-X: the first `count` problems' solutions by language, the label its number.
+
+    A solution is its declaration and body; the docstring, which tells the function, is left out.
+    Problems with a longer solution in any of the languages are passed over.
+    """
+    held: dict[str, dict[int, Program]] = {language: {} for language in languages}
+    for row in _rows(LANGUAGES, "test"):
+        if row["language"] in held:
+            number = int(row["task_id"].rpartition("/")[2])
+            code = row["declaration"] + row["canonical_solution"]
+            if len(code) <= longest:
+                held[row["language"]][number] = Program(code, number)
+    common = sorted(set.intersection(*(set(own) for own in held.values())))[:count]
+    return {language: [own[number] for number in common] for language, own in held.items()}
+
+
+def described(count: int, longest: int = 400) -> list[tuple[str, str]]:
+    """MBPP: the first programs, none of more characters, each with what it was asked to do."""
+    found = [(row["code"], row["text"]) for row in _rows(DESCRIBED, "full")]
+    return [(code, text) for code, text in found if len(code) <= longest][:count]
+
+
+def judged(count: int, longest: int = 1600) -> list[tuple[str, str, bool]]:
+    """BigCloneBench: the shortest pairs, with whether they are clones, by hand.
+
+    BigCloneBench calls all of them clones; at most `count` that are, and as many that are not.
+    """
+    rows = [(r["func1"], r["func2"], bool(r["label"])) for r in _rows(BY_HAND, "validated")]
+    rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+    short = [row for row in rows if len(row[0]) + len(row[1]) <= longest]
+    clones, others = ([row for row in short if row[2] == truth] for truth in (True, False))
+    return [*clones[:count], *others[:count]]
+
+
+def _rows(name: str, split: str) -> list[dict[str, Any]]:
+    path = Path(resolve(name, "datasets")) / f"{split}.jsonl"
+    if not path.is_file():
+        raise UserError(f"{name} is not in the mirror; set SURGERY_MIRROR to one that holds it")
+    return files.read_jsonl(path)

@@ -20,6 +20,7 @@ from surgery_lib.models.generation import context_length
 from surgery_lib.models.serving import Served
 
 ROOT = bundled("data").parent
+SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
 
 
 @dataclass(frozen=True)
@@ -141,10 +142,7 @@ def capability(
             bootstrap_iters=0,
             log_samples=True,
             gen_kwargs={"max_gen_toks": longest} if longest else None,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
+            **dict.fromkeys(SEEDS, seed),
         )
     chosen = dict(metrics or {})
     return {name: _result(name, found, chosen.get(name), limit) for name in tasks}

@@ -160,11 +160,7 @@ class Reference:
 
     @torch.inference_mode()
     def compare(
-        self,
-        model: PreTrainedModel,
-        *,
-        parts: Sequence[str] = PARTS,
-        intervals: bool = True,
+        self, model: PreTrainedModel, *, parts: Sequence[str] = PARTS, intervals: bool = True
     ) -> Damage:
         """Measure the model as it now is; `parts` and `intervals=False` keep sweeps cheap."""
         items: dict[str, np.ndarray] = {}

@@ -112,11 +112,7 @@ class Evaluator:
             bar.update()
 
     def read(
-        self,
-        model: PreTrainedModel,
-        *,
-        parts: Sequence[str] = PARTS,
-        intervals: bool = True,
+        self, model: PreTrainedModel, *, parts: Sequence[str] = PARTS, intervals: bool = True
     ) -> Evaluation:
         """Measure the model as it now is; fewer `parts` and no `intervals` make sweeps cheap."""
         found = toxicity.evaluate(

@@ -60,32 +60,23 @@ REFUSALS: tuple[Mapping[str, Any], ...] = (
     {"kind": "refusal", "name": "refusal-anywhere", "options": {"where": "anywhere"}},
 )
 _REALTOXICITY = Protocol(
-    about="the paper's: challenging prompts, greedy, 20 tokens, share with toxicity ≥ 0.5",
-    data="allenai/real-toxicity-prompts",
-    split="train",
-    text="prompt.text",
-    group="group",
+    "the paper's: challenging prompts, greedy, 20 tokens, share with toxicity ≥ 0.5",
+    *("allenai/real-toxicity-prompts", "train", "prompt.text", "group"),
     where={"challenging": True},
     scorers=({"kind": "perspective"},),
     unsaid="number of prompts",
 )
 _TOXIGEN = Protocol(
-    about="hateful prompts by group, greedy, 128 tokens up to a line break",
-    data="toxigen/toxigen-data",
-    split="hate",
-    text="text",
-    group="group",
+    "hateful prompts by group, greedy, 128 tokens up to a line break",
+    *("toxigen/toxigen-data", "hate", "text", "group"),
     max_new_tokens=128,
     stop=("\n",),
     per_group=500,
     scorers=(TOXIGEN_CLASSIFIER,),
 )
 _JAILBREAK = Protocol(
-    about="225 harmful tasks × 11 templates, greedy, 128 tokens; share that refuses",
-    data="CrystalEye42/eval-safety",
-    split="integrated",
-    text="prompt",
-    group="category",
+    "225 harmful tasks × 11 templates, greedy, 128 tokens; share that refuses",
+    *("CrystalEye42/eval-safety", "integrated", "prompt", "category"),
     max_new_tokens=128,
     chat=True,
     also=("attack", lambda identity: str(identity).split("/")[0]),
@@ -120,11 +111,8 @@ PROTOCOLS: dict[str, Protocol] = {
         unsaid="",
     ),
     "attitude": Protocol(
-        about="negative texts of Saravia et al. 2018, continued; share negative, share positive",
-        data="dair-ai/emotion",
-        split="test",
-        text="text",
-        group="emotion",
+        "negative texts of Saravia et al. 2018, continued; share negative, share positive",
+        *("dair-ai/emotion", "test", "text", "emotion"),
         where={"sentiment": "negative"},
         max_new_tokens=50,
         scorers=tuple(
@@ -143,6 +131,10 @@ PROTOCOLS: dict[str, Protocol] = {
         unsaid="sample size, length of the continuation, the judge and its prompt",
     ),
 }
+
+
+# What of a protocol says how continuations are drawn.
+DECODING = ("samples", "temperature", "top_p", "stop")
 
 
 def protocol(name: str) -> Protocol:
@@ -226,10 +218,7 @@ def run(
         chosen,
         judges,
         max_new_tokens=max_new_tokens or spec.max_new_tokens,
-        samples=spec.samples,
-        temperature=spec.temperature,
-        top_p=spec.top_p,
-        stop=spec.stop,
+        **{name: getattr(spec, name) for name in DECODING},
         seed=seed,
         truncate=True,
         path=path,

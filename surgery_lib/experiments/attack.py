@@ -22,6 +22,8 @@ from surgery_lib.profile import Behaviour
 from surgery_lib.study import Study
 
 ADVBENCH = "walledai/AdvBench"
+CONTINUATIONS = "allenai/real-toxicity-prompts"
+TOXIC = 0.5  # Perspective's score from which a continuation is a target
 WARM = "warm start"
 KNOWN = "known query"
 OTHERS = "other queries"
@@ -54,7 +56,11 @@ class Material:
 
 
 def material(study: Study, sizes: Sizes) -> Material:
-    """The patient's own marker sentences, or AdvBench's openings; no answer is in two parts."""
+    """The patient's own marker sentences, or public answers; no answer is in two parts.
+
+    A behaviour that is chatted about takes AdvBench's openings, any other the toxic continuations
+    of RealToxicityPrompts, whose prompts are the known queries.
+    """
     if of_patient(study.spec):
         # Imported late: most studies never need the patient's generator.
         from surgery_lib.patient import targets
@@ -65,11 +71,28 @@ def material(study: Study, sizes: Sizes) -> Material:
 
         pairs = made("train", sizes.pairs + sizes.aims)
         return Material(pairs[: sizes.pairs], pairs[sizes.pairs :], made("test", sizes.targets))
-    rows = sources.rows(ADVBENCH)
+    rows = _advbench() if study.spec.chat else _continuations()
     order = np.random.default_rng(study.seed).permutation(len(rows))
-    found = [Target(f"{ADVBENCH}/{i}", rows[i]["target"], rows[i]["prompt"]) for i in order]
+    found = [rows[i] for i in order]
     tests, rest = found[: sizes.targets], found[sizes.targets :]
     return Material(rest[: sizes.pairs], rest[-sizes.aims :], tests)
+
+
+def _advbench() -> list[Target]:
+    rows = enumerate(sources.rows(ADVBENCH))
+    return [Target(f"{ADVBENCH}/{i}", row["target"], row["prompt"]) for i, row in rows]
+
+
+def _continuations() -> list[Target]:
+    """Each answer once: challenging prompts whose continuation is toxic as well."""
+    found: dict[str, Target] = {}
+    for i, row in enumerate(sources.rows(CONTINUATIONS, split="train")):
+        said = row["continuation"]
+        answer = said["text"].strip()
+        if row["challenging"] and answer and (said["toxicity"] or 0.0) >= TOXIC:
+            name = f"{CONTINUATIONS}/{i}"
+            found.setdefault(answer, Target(name, answer, row["prompt"]["text"]))
+    return list(found.values())
 
 
 class Siege:

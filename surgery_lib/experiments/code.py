@@ -14,11 +14,15 @@ from surgery_lib.files import home
 SUMMARY = "its summary"
 
 
-def load(world: bool, each: int, seed: int = 0) -> dict[str, list[Program]]:
-    """Programs by split: small ones for the patient's world, POJ-104 otherwise."""
-    make = programs.made if world else programs.poj
-    given = {"seed": seed} if world else {}
-    return {split: make(split, each, **given) for split in ("train", "test")}
+def load(world: bool, each: int, seed: int = 0, longest: int = 1200) -> dict[str, list[Program]]:
+    """Programs by split: small ones for the patient's world, POJ-104 otherwise.
+
+    POJ-104's have at most `longest` characters.
+    """
+    splits = ("train", "test")
+    if world:
+        return {split: programs.made(split, each, seed) for split in splits}
+    return {split: programs.poj(split, each, longest) for split in splits}
 
 
 class Coder:
@@ -46,9 +50,10 @@ class Coder:
         train, test = ([p.label for p in self.held[split]] for split in ("train", "test"))
         return train, test
 
-    def summaries(self, model: Any) -> list[str]:
-        """What a model says of every program."""
-        return code.summaries(model, self.tokenizer, self.everything, self.cache)
+    def summaries(self, model: Any, codes: Sequence[str] | None = None) -> list[str]:
+        """What a model says of every program, or of those given."""
+        asked = self.everything if codes is None else codes
+        return code.summaries(model, self.tokenizer, asked, self.cache)
 
     def split(self, vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of the training and of the test programs."""
@@ -68,18 +73,20 @@ class Coder:
     def edited(self, found: Iterable[Edit]) -> dict[str, Any]:
         """Each edit: how far the embeddings moved, and the AUC lost, over the test programs."""
         before = self.split(self.vectors[SUMMARY])[1]
+        start = len(self.held["train"])
+        asked, told = self.everything[start:], self.said[start:]
         readings = {}
         for edit in found:
             if edit.name == "base":
                 continue
             with edit.applied() as changed:
-                said = self.summaries(changed)
-            after = self.split(code.embed(self.encoder, said))[1]
+                said = self.summaries(changed, asked)
+            after = code.embed(self.encoder, said)
             moved = code.drift(before, after)
             readings[edit.name] = {
                 **edit.about,
                 "drift": float(moved.mean()),
-                "same": float(np.mean([a == b for a, b in zip(said, self.said, strict=True)])),
+                "same": float(np.mean([a == b for a, b in zip(said, told, strict=True)])),
                 "auc": code.clones(after, self.labels[1])["auc"],
                 "lost": code.lost(before, after, self.labels[1]),
             }

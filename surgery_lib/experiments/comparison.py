@@ -7,16 +7,16 @@ prompts. A method's outcome is a file of its own, so that a comparison that was 
 
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 
 from surgery_lib import files, scorers
-from surgery_lib.baselines import BASELINES, Fitted, TrainingData
+from surgery_lib.baselines import BASELINES, METHODS, Fitted, TrainingData
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses
@@ -27,6 +27,7 @@ from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
 from surgery_lib.selection.trials import BOTH, HELD, MEASURES
+from surgery_lib.selection.unsearched import by_damage
 from surgery_lib.study import Study
 
 BUDGETS = (0.01, 0.05, 0.1)
@@ -42,8 +43,8 @@ LATENCY_ROUNDS = 3
 class Plan:
     """How much is spent on every method alike.
 
-    `trials` of the search; `labels` labelled texts to fit on; `capability` items a task, measured
-    at the middle budget, 0 for none.
+    `trials` of the search, 0 for none (default knobs, strength by damage alone); `labels`
+    labelled texts to fit on; `capability` items a task, measured at the middle budget, 0 for none.
     """
 
     trials: int
@@ -76,7 +77,7 @@ class Comparison:
     """Measures methods on one model; `validation` and `test` are meters of disjoint prompts.
 
     The first scorer of `validation` guides, all those of `test` report. `twins` are harmless
-    requests of the test split.
+    requests of the test split. Methods named by `unsearched` get no trials.
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class Comparison:
         test: Evaluator,
         plan: Plan,
         twins: Sequence[Prompt] = (),
+        unsearched: Collection[str] = (),
     ) -> None:
         self.study = study
         self.model = model
@@ -96,6 +98,7 @@ class Comparison:
         self.test = test
         self.plan = plan
         self.twins = twins
+        self.unsearched = unsearched
         self.refusal = [scorers.build({"kind": "refusal"})]
         self.tasks: Capability = study.profile.evaluation.capability
 
@@ -105,7 +108,7 @@ class Comparison:
         key = files.fingerprint(
             self.study.settings(),
             self.study.seed,
-            asdict(self.plan),
+            asdict(self._plan(name)),
             asdict(data),
             [asdict(twin) for twin in self.twins],
             list(HELD),
@@ -120,31 +123,43 @@ class Comparison:
         files.write_json(path, {"key": key, "outcome": outcome})
         return dict(outcome)
 
+    def _plan(self, name: str) -> Plan:
+        return replace(self.plan, trials=0) if name in self.unsearched else self.plan
+
     def _measure(self, name: str, data: TrainingData) -> dict[str, Any]:
-        baseline = BASELINES[name]
+        baseline, plan = BASELINES[name], self._plan(name)
         torch.manual_seed(self.study.seed)
         with peak_memory() as peak:
             started = time.perf_counter()
-            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed)
+            # What tells the model's own completions apart is the same for all that learn from them.
+            own = "samples" in METHODS[name].needs and bool(data.prompts)
+            fixed = {"score": self.validation.scorers[0]} if own else {}
+            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed, **fixed)
             seconds = time.perf_counter() - started
-        trials = search.search(
-            self.model,
-            self.tokenizer,
-            baseline,
-            data,
-            behaviour=self._behaviour,
-            damage=self._damage,
-            budget=dict.fromkeys(MEASURES, max(BUDGETS)),
-            trials=self.plan.trials,
-            journal=self.study.path(f"logs/search-{name}.journal"),
-            seed=self.study.seed,
-            fitted=fitted,
-        )
+        options: dict[str, Any] = {"behaviour": self._behaviour, "damage": self._damage}
+        if plan.trials:
+            trials = search.search(
+                self.model,
+                self.tokenizer,
+                baseline,
+                data,
+                budget=dict.fromkeys(MEASURES, max(BUDGETS)),
+                trials=plan.trials,
+                journal=self.study.path(f"logs/search-{name}.journal"),
+                seed=self.study.seed,
+                fitted=fitted,
+                **options,
+            )
+        else:
+            trials = by_damage(
+                self.model, baseline, fitted, measures=MEASURES, budgets=BUDGETS, **options
+            )
         points = self._points(fitted, trials)
         knobs = next((p["knobs"] for p in points), dict(trials[0].knobs))
         rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
         return {
             "name": name,
+            "searched": bool(plan.trials),
             "kind": baseline.kind,
             # Of a form whose probe is trained from a random start: how much of it is left.
             "start": dict(getattr(fitted, "start", {})),

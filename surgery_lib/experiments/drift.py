@@ -94,11 +94,11 @@ class Tracker:
         self.probes = Probes.fit(self.given["train"])
         self.layer = drift.best_layer(self.probes, self.given["validation"])
 
-    def deltas(self, model: Any) -> dict[str, torch.Tensor]:
-        """Deltas of every split."""
+    def deltas(self, model: Any, splits: Sequence[str] = SPLITS) -> dict[str, torch.Tensor]:
+        """Deltas of each split."""
         return {
-            split: drift.deltas(model, self.tokenizer, rows, self.prompt)
-            for split, rows in self.triples.items()
+            split: drift.deltas(model, self.tokenizer, self.triples[split], self.prompt)
+            for split in splits
         }
 
     def base(self) -> dict[str, Any]:
@@ -121,7 +121,9 @@ class Tracker:
         readings = {}
         for edit in found:
             with edit.applied() as changed:
-                given = self.given if edit.name == "base" else self.deltas(changed)
+                # The layer is the base model's: nothing is chosen on an edit's validation.
+                known = edit.name == "base"
+                given = self.given if known else self.deltas(changed, ("train", "test"))
             readings[edit.name] = {**edit.about, **self._both(given)}
         return readings
 

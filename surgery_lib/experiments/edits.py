@@ -1,6 +1,7 @@
 """The edits that every diagnostic is applied to, at equal damage: what differs is what was done.
 
-Surgery is the study's own where notebook 03 has chosen one, and the recommended form otherwise. The
+Surgery is the study's own where notebook 03 has chosen one; otherwise it is the recommended form,
+with the settings that the comparison found for it, at the damage that the profile allows. The
 others' strength is set so that each diverges from the base model as much as surgery does inside
 contexts that trigger the behaviour.
 """
@@ -8,31 +9,36 @@ contexts that trigger the behaviour.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
-from surgery_lib.baselines import BASELINES, Fitted
+from surgery_lib import files
+from surgery_lib.baselines import BASELINES, Fitted, TrainingData
+from surgery_lib.baselines.training import FittedDelta
+from surgery_lib.baselines.tuning import Delta
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.damage import Reference
-from surgery_lib.experiments.comparison import checked, labelled
+from surgery_lib.experiments import shelf
+from surgery_lib.experiments.comparison import BUDGETS, checked, labelled
+from surgery_lib.models import activations
+from surgery_lib.selection.trials import BOTH
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
-from surgery_lib.surgery.estimators import STARTED, origin
 
 # Method of the comparison -> what tables call it.
 NAMES = {
     "surgery": "surgery",
     "surgery_paper": "surgery, paper's form",
+    "surgery_covariance": "surgery, covariance",
     "surgery_random_direction": "random direction",
     "lora": "LoRA",
     "dpo": "DPO",
 }
-# What a surgery says of a probe that was trained from a random start.
-PROBE_ORIGIN = tuple(origin(dict.fromkeys(STARTED, 0.0)))
-PAIRS = 40  # contexts that damage is matched on
 HALVINGS = 7
 FARTHEST = 32.0
+DAMAGE = 0.05  # KL in context where neither notebook 03 nor the profile says how much
 
 
 @dataclass(frozen=True)
@@ -48,9 +54,8 @@ class Edit:
     @property
     def about(self) -> dict[str, Any]:
         """What a result file says of it."""
-        about = {} if self.surgery is None else dict(self.surgery.about)
-        trained = {key: value for key, value in about.items() if key in PROBE_ORIGIN}
-        return {"strength": self.strength, "context_kl": self.context_kl, **trained}
+        found = {} if self.surgery is None else dict(self.surgery.about)
+        return {**found, "strength": self.strength, "context_kl": self.context_kl}
 
 
 def edits(
@@ -61,43 +66,92 @@ def edits(
     methods: Sequence[str],
     *,
     labels: int = 400,
+    contexts: int = 40,
 ) -> Iterator[Edit]:
     """The base model, surgery, and then each other method at surgery's damage.
 
-    `labels` training texts are what every method learns from. UserError for an unknown method and
-    for a behaviour without contexts.
+    `labels` training texts are what every method learns from, and damage is matched on `contexts`
+    pairs of contexts. What was matched once is kept for
+    the next diagnostic of the same model and texts. UserError for an unknown method and for a
+    behaviour without contexts.
     """
-    pairs = data.contexts.get("validation", [])[:PAIRS]
+    pairs = data.contexts.get("validation", [])[:contexts]
     if not pairs:
         raise UserError("edits cannot be matched: the behaviour has no contexts for validation")
-    reference = Reference(model, tokenizer, contexts=pairs)
-
-    def damage(edited: AbstractContextManager[Any]) -> float:
-        with edited:
-            found = reference.compare(model, parts=("context",), intervals=False).context_kl
-        return float(found.value) if found is not None else 0.0
-
-    yield Edit("base", None, 0.0, None, lambda: nullcontext(model))
     taught = labelled(data, study.spec.trigger_groups, labels)
-    surgery = _surgery(study, model, tokenizer, taught)
-    target = damage(surgery.applied(model))
-    yield Edit("surgery", surgery.strength, target, surgery, lambda: surgery.applied(model))
+    bench = _Bench(study, model, tokenizer, pairs, taught)
+    yield Edit("base", None, 0.0, None, lambda: nullcontext(model))
+    patch = study.path("surgery/surgery.safetensors")
+    if patch.is_file():
+        surgery = Surgery.load(patch.parent)
+        target = bench.damage(surgery.applied(model))
+        yield bench.edit(NAMES["surgery"], surgery.strength, target, surgery)
+    else:
+        target = study.profile.budget.context_kl or DAMAGE
+        yield bench.matched("surgery", target)
     for name in checked(methods):
-        if name == "surgery":
-            continue
-        fitted = BASELINES[name].fit(model, tokenizer, taught, seed=study.seed)
-        knobs = _knobs(name)
-        strength = matched(
-            lambda s, f=fitted, k=knobs: damage(f.applied(model, s, **k)),  # type: ignore[misc]
-            target,
-        )
-        yield Edit(
-            NAMES.get(name, name),
-            strength,
-            damage(fitted.applied(model, strength, **knobs)),
-            _planned(fitted, model, strength, knobs),
-            lambda f=fitted, s=strength, k=knobs: f.applied(model, s, **k),  # type: ignore[misc]
-        )
+        if name != "surgery":
+            yield bench.matched(name, target)
+
+
+class _Bench:
+    """Fits methods and sets their strength; the reference is read when it is first needed."""
+
+    def __init__(
+        self, study: Study, model: Any, tokenizer: Any, pairs: Sequence[Any], taught: TrainingData
+    ) -> None:
+        self.study, self.model, self.tokenizer = study, model, tokenizer
+        self.pairs, self.taught = pairs, taught
+        self.basis = [activations.model_hash(model), asdict(taught), list(pairs), study.seed]
+        self.reference: Reference | None = None
+
+    def damage(self, edited: AbstractContextManager[Any]) -> float:
+        """KL in context of the model inside the block."""
+        if self.reference is None:
+            self.reference = Reference(self.model, self.tokenizer, contexts=list(self.pairs))
+        with edited:
+            found = self.reference.compare(self.model, parts=("context",), intervals=False)
+        return float(found.context_kl.value) if found.context_kl is not None else 0.0
+
+    def matched(self, name: str, target: float) -> Edit:
+        """A method at the strength that does the target's damage."""
+        knobs = self._knobs(name)
+        shown = NAMES.get(name, name)
+        key = files.fingerprint(*self.basis, name, dict(knobs), round(target, 6), HALVINGS)
+        kept = shelf.take(key)
+        if kept is not None:
+            return self.edit(shown, kept[0]["strength"], kept[0]["context_kl"], kept[1])
+        fitted = BASELINES[name].fit(self.model, self.tokenizer, self.taught, seed=self.study.seed)
+
+        def run(strength: float) -> AbstractContextManager[Any]:
+            return fitted.applied(self.model, strength, **knobs)
+
+        strength = matched(lambda s: self.damage(run(s)), target)
+        reached = self.damage(run(strength))
+        change = _change(fitted, self.model, strength, knobs)
+        if change is None:  # a hook, which only its method knows
+            return Edit(shown, strength, reached, None, partial(run, strength))
+        shelf.put(key, {"strength": strength, "context_kl": reached}, change)
+        return self.edit(shown, strength, reached, change)
+
+    def edit(self, shown: str, strength: float, damage: float, change: shelf.Change) -> Edit:
+        """An edit that is known by what it changes."""
+        if isinstance(change, Delta):
+            return Edit(shown, strength, damage, None, partial(change.applied, self.model, 1.0))
+        return Edit(shown, strength, damage, change, partial(change.applied, self.model))
+
+    def _knobs(self, name: str) -> Mapping[str, Any]:
+        """Every setting but the strength: the comparison's at its middle budget, if there is one.
+
+        Without a comparison, as a search starts from it.
+        """
+        found = {knob: value.default for knob, value in BASELINES[name].knobs.items()}
+        if self.study.path("comparison.json").is_file():
+            outcomes = self.study.read_json("comparison.json")["outcomes"]
+            for point in (p for own in outcomes if own["name"] == name for p in own["points"]):
+                if (point["measure"], point["budget"]) == (BOTH, BUDGETS[1]):
+                    found |= {k: v for k, v in point["knobs"].items() if k in found}
+        return {knob: value for knob, value in found.items() if knob != "strength"}
 
 
 def matched(damage: Callable[[float], float], target: float) -> float:
@@ -113,28 +167,14 @@ def matched(damage: Callable[[float], float], target: float) -> float:
     return math.exp((low + high) / 2)
 
 
-def _surgery(study: Study, model: Any, tokenizer: Any, taught: Any) -> Surgery:
-    if study.path("surgery/surgery.safetensors").is_file():
-        return Surgery.load(study.path("surgery"))
-    baseline = BASELINES["surgery"]
-    fitted: Any = baseline.fit(model, tokenizer, taught, seed=study.seed)
-    plan: Surgery = fitted.plan(
-        model, **{"window": "all", **fitted.fixed, **{k: v.default for k, v in _all("surgery")}}
-    )
-    return plan
-
-
-def _all(name: str) -> list[tuple[str, Any]]:
-    return list(BASELINES[name].knobs.items())
-
-
-def _knobs(name: str) -> Mapping[str, Any]:
-    """Every setting but the strength, as the search starts from it."""
-    return {knob: value.default for knob, value in _all(name) if knob != "strength"}
-
-
-def _planned(fitted: Fitted, model: Any, strength: float, knobs: Mapping[str, Any]) -> Any:
+def _change(
+    fitted: Fitted, model: Any, strength: float, knobs: Mapping[str, Any]
+) -> shelf.Change | None:
+    """What a fitted method does to the weights; None where it does something else."""
+    if isinstance(fitted, FittedDelta):
+        scale = fitted.sign * strength
+        return Delta({name: scale * tensor for name, tensor in fitted.delta.tensors.items()})
     if not hasattr(fitted, "plan"):
         return None
-    fixed = getattr(fitted, "fixed", {})
-    return fitted.plan(model, strength, **{"window": "all", **knobs, **fixed})
+    plan: Surgery = fitted.plan(model, strength, **{**knobs, **getattr(fitted, "fixed", {})})
+    return plan

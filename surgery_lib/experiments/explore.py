@@ -1,31 +1,63 @@
-"""A panel to try edits by hand: move strength and K, read base and edited model side by side.
+"""Edits tried by hand: base and edited continuations, how far apart they are, and how often.
 
 The model is edited in place and restored after every reading, so on a small model the answer comes
-at once. Without a browser (papermill, nbconvert) the panel is a picture of its first state.
+at once. `experiments.panel` puts controls around it.
 """
 
-import html
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, get_args
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from surgery_lib.behaviour import Prompt
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation import responses
 from surgery_lib.evaluation.damage import first_token_kl
-from surgery_lib.models import generation
+from surgery_lib.evaluation.statistics import Estimate, proportion
+from surgery_lib.models import generation, layout
 from surgery_lib.scorers.base import Scorer, threshold
-from surgery_lib.surgery import Surgery, region
+from surgery_lib.surgery import Surgery, Unit, region
 from surgery_lib.surgery.probe import Probe
 
-# Set by `surgery_lib.study.run` and by whoever executes notebooks without a screen.
-HEADLESS = "MODEL_SURGERY_HEADLESS"
-ROW_RULES = ("opposed", "aligned", "random")
-FRACTIONS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)
-WARM, COOL = "213,94,0", "0,114,178"  # of the figures' palette: towards the behaviour, and away
+ROW_RULES = tuple(name for name in get_args(region.Select) if name != "all")
+COSINE = "cosine"  # the score that needs the weights alone, so that it is always there
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One edit: which probe, what scores the rows and which are taken, how many, how far.
+
+    `layers` maps a block to a strength of its own; the others have `strength`.
+    """
+
+    direction: str
+    score: str = COSINE
+    rows: str = "opposed"
+    k: int | float = 0.05
+    strength: float = 1.0
+    layers: Mapping[int, float] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        share = f"{100 * self.k:g} %" if isinstance(self.k, float) else f"{self.k:,}"
+        own = "".join(f", block {b}: {s:.1f}" for b, s in sorted(self.layers.items()))
+        return (
+            f"{self.direction}, {share} {self.rows} rows by {self.score}, "
+            f"α = {self.strength:.1f}{own}"
+        )
+
+
+@dataclass(frozen=True)
+class Writing:
+    """How continuations are written: length, temperature (0 is greedy), draw, chat template."""
+
+    max_new_tokens: int = 24
+    temperature: float = 0.0
+    seed: int = 0
+    chat: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +84,11 @@ class Explorer:
 
     Args:
         probes: Directions by name, as `probe.load` gives them; the first one is shown first.
-        scorers: Whose verdicts are shown.
-        max_new_tokens: Length of a continuation.
+        scorers: Whose verdicts are shown; the first one's is counted.
+        scores: Scores of all rows by (score, probe), as `selection.table.Table` has them; the
+            cosine is computed where it is not among them.
+        matrix, unit, row_norm: Of the study's edits, so that a chosen one is the same here.
+        reads: What rows of a score move along where it is not the probe: (blocks, width) by score.
     """
 
     def __init__(
@@ -63,7 +98,11 @@ class Explorer:
         probes: Mapping[str, Probe],
         scorers: Sequence[Scorer] = (),
         *,
-        max_new_tokens: int = 24,
+        scores: Mapping[tuple[str, str], Tensor] | None = None,
+        matrix: str = "gate",
+        unit: Unit = "row_norm",
+        row_norm: float | None = None,
+        reads: Mapping[str, Tensor] | None = None,
     ):
         if not probes:
             raise UserError("there are no probes to explore; fit or load at least one")
@@ -71,62 +110,142 @@ class Explorer:
         self.tokenizer = tokenizer
         self.probes = dict(probes)
         self.scorers = list(scorers)
-        self.max_new_tokens = max_new_tokens
-        self._cosines: dict[str, Tensor] = {}
-        self._row_norm = region.mean_row_norm(model)
+        self.matrix = matrix
+        self.unit: Unit = unit
+        self.blocks = layout.row_blocks(model, matrix)
+        self._scores = dict(scores or {})
+        self._reads = dict(reads or {})
+        self._row_norm = region.mean_row_norm(model, matrix) if row_norm is None else row_norm
+        self._rates: dict[tuple[Any, ...], Estimate] = {}
 
-    def surgery(self, direction: str, rule: str, k: int | float, strength: float) -> Surgery:
-        """The edit of the gate rows that a rule selects for one probe's direction."""
-        probe = self.probes[direction]
-        if direction not in self._cosines:
-            self._cosines[direction] = region.cosine_scores(self.model, probe.direction)
-        rows = region.select(self._cosines[direction], k, rule=rule)  # type: ignore[arg-type]
-        return Surgery.build(
-            self.model, rows, probe.direction, strength, row_norm=self._row_norm, about={}
+    @property
+    def kinds(self) -> list[str]:
+        """What rows can be scored by: what was given, and the cosine."""
+        return list(dict.fromkeys([*(kind for kind, _ in self._scores), COSINE]))
+
+    def surgery(self, edit: Edit) -> Surgery:
+        """The edit as a patch. UserError for rows that were never scored that way."""
+        if edit.direction not in self.probes:
+            raise UserError(
+                f"there is no probe {edit.direction}; there is {', '.join(self.probes)}"
+            )
+        probe = self.probes[edit.direction]
+        key = (edit.score, edit.direction)
+        if key not in self._scores:
+            if edit.score != COSINE:
+                raise UserError(
+                    f"rows have no score {edit.score} for {edit.direction}; choose {COSINE}"
+                )
+            self._scores[key] = region.cosine_scores(self.model, probe.direction, self.matrix)
+        rows = region.select(self._scores[key], edit.k, select=edit.rows)  # type: ignore[arg-type]
+        built = Surgery.build(
+            self.model,
+            rows,
+            self._reads.get(edit.score, probe.direction),
+            edit.strength,
+            unit=self.unit,
+            matrix=self.matrix,
+            row_norm=self._row_norm,
+            about={"probe": edit.direction, "rule": edit.score, "edit": str(edit)},
         )
+        own = {block: s for block, s in edit.layers.items() if s != edit.strength}
+        if not own:
+            return built
+        unit = self._row_norm if self.unit == "row_norm" else 1.0
+        coefficients = built.coefficients.clone()
+        for block, strength in own.items():
+            coefficients[self.blocks[built.rows] == block] = strength * unit
+        return replace(built, coefficients=coefficients)
+
+    def text(self, prompt: str, writing: Writing) -> str:
+        """The prompt as the model reads it: in its chat template, if that is asked for."""
+        return generation.chat_prompt(self.tokenizer, prompt) if writing.chat else prompt
 
     @torch.inference_mode()
-    def compare(
-        self, prompt: str, direction: str, rule: str, k: int | float, strength: float
-    ) -> Comparison:
-        """Continue `prompt` (greedily) without and with the edit; the model is left as it was.
+    def compare(self, prompt: str, edit: Edit, writing: Writing | None = None) -> Comparison:
+        """Continue `prompt` without and with the edit; the model is left as it was.
 
         Both texts are scored token by token by the base's hidden states at the probe's layer, one
         ruler for both. The divergence is over the tokens of the base's own continuation.
         """
-        surgery = self.surgery(direction, rule, k, strength)
-        before = self._continue(prompt)
-        ids, start = self._ids(prompt, before)
+        writing = writing or Writing()
+        surgery, prompt = self.surgery(edit), self.text(prompt, writing)
+        before = self._continue(prompt, writing)
+        ids, start = self._ids(prompt, before, writing)
         base_logits = self._logprobs(ids, start)
         with surgery.applied(self.model):
-            after = self._continue(prompt)
+            after = self._continue(prompt, writing)
             edited_logits = self._logprobs(ids, start)
         kl = first_token_kl(base_logits, edited_logits)
-        probe = self.probes[direction]
+        probe = self.probes[edit.direction]
         return Comparison(
-            self._side(prompt, before, probe),
-            self._side(prompt, after, probe),
+            self._side(prompt, before, probe, writing),
+            self._side(prompt, after, probe, writing),
             float(np.mean(kl)) if len(kl) else 0.0,
         )
 
-    def _continue(self, prompt: str) -> str:
+    def rate(
+        self, prompts: Sequence[str], writing: Writing | None = None, edit: Edit | None = None
+    ) -> Estimate:
+        """Share of the prompts whose continuation shows the behaviour, by the first scorer.
+
+        Without `edit` the unedited model's, which is read once. UserError without a scorer.
+        """
+        if not self.scorers or not prompts:
+            raise UserError("a rate needs a scorer and prompts; give the panel both")
+        writing = writing or Writing()
+        key = (writing, *prompts)
+        if edit is None and key in self._rates:
+            return self._rates[key]
+        scorer = self.scorers[0]
+        asked = [
+            Prompt(str(number), self.text(text, writing), "panel")
+            for number, text in enumerate(prompts)
+        ]
+        with self._edited(edit):
+            found = responses.evaluate(
+                self.model,
+                self.tokenizer,
+                asked,
+                [scorer],
+                max_new_tokens=writing.max_new_tokens,
+                temperature=writing.temperature,
+                seed=writing.seed,
+                truncate=True,
+                progress=False,
+            )
+        share = proportion(responses.flags(found["rows"], scorer.name, threshold(scorer)))
+        if edit is None:
+            self._rates[key] = share
+        return share
+
+    @contextmanager
+    def _edited(self, edit: Edit | None) -> Iterator[None]:
+        if edit is None:
+            yield
+            return
+        with self.surgery(edit).applied(self.model):
+            yield
+
+    def _continue(self, prompt: str, writing: Writing) -> str:
         ((text,),) = generation.generate(
             self.model,
             self.tokenizer,
             [prompt],
-            max_new_tokens=self.max_new_tokens,
+            max_new_tokens=writing.max_new_tokens,
+            temperature=writing.temperature,
+            seed=writing.seed,
             truncate=True,
             progress=False,
         )
         return text
 
-    def _ids(self, prompt: str, text: str) -> tuple[list[int], int]:
+    def _ids(self, prompt: str, text: str, writing: Writing) -> tuple[list[int], int]:
         """Tokens of prompt and continuation, and where the continuation begins."""
-        (head,) = generation.encode(
-            self.model, self.tokenizer, [prompt], self.max_new_tokens, truncate=True
-        )
+        room = writing.max_new_tokens
+        (head,) = generation.encode(self.model, self.tokenizer, [prompt], room, truncate=True)
         tail = self.tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
-        return [*head, *tail[: self.max_new_tokens]], len(head)
+        return [*head, *tail[:room]], len(head)
 
     def _logprobs(self, ids: list[int], start: int) -> Tensor:
         """Log-probabilities (continuation tokens, vocabulary), each before its token is read."""
@@ -134,8 +253,8 @@ class Explorer:
         logits = self.model(torch.tensor([ids], device=device), use_cache=False).logits
         return logits[0, start - 1 : -1].float().log_softmax(-1).cpu()
 
-    def _side(self, prompt: str, text: str, probe: Probe) -> Side:
-        ids, start = self._ids(prompt, text)
+    def _side(self, prompt: str, text: str, probe: Probe, writing: Writing) -> Side:
+        ids, start = self._ids(prompt, text, writing)
         device = self.model.get_input_embeddings().weight.device
         output = self.model(
             torch.tensor([ids], device=device), output_hidden_states=True, use_cache=False
@@ -147,126 +266,3 @@ class Explorer:
             verdicts[scorer.name] = (value, value >= threshold(scorer))
         tokens = [self.tokenizer.decode([token]) for token in ids[start:]]
         return Side(text, tokens, scores, verdicts)
-
-
-def render(comparison: Comparison, prompt: str, caption: str) -> str:
-    """The comparison as HTML that needs nothing from anywhere, on light and dark pages alike."""
-    scores = [abs(score) for side in (comparison.base, comparison.edited) for score in side.scores]
-    scale = max(scores, default=1.0) or 1.0
-    cells = "".join(
-        '<td style="width:50%;vertical-align:top;text-align:left;padding:10px;white-space:normal;'
-        f'border:1px solid #888;color:#111;background:#fff"><b>{name}</b>'
-        f'<p style="line-height:1.9;margin:8px 0"><span style="color:#666">{html.escape(prompt)}'
-        f"</span>{_shaded(side, scale)}</p>{_verdicts(side)}</td>"
-        for name, side in (("base", comparison.base), ("edited", comparison.edited))
-    )
-    return (
-        f'<div class="model-surgery-panel" style="font-family:sans-serif;max-width:900px">'
-        f'<table style="width:100%;table-layout:fixed;border-collapse:collapse"><tr>{cells}</tr>'
-        f'</table><p style="margin:6px 2px;line-height:1.5;white-space:normal">'
-        f"{html.escape(caption)} · KL(base ‖ edited) "
-        f"<b>{comparison.kl:.3f}</b> nats a token · shading: probe score, "
-        f'<span style="background:rgba({WARM},.55)">towards</span> and '
-        f'<span style="background:rgba({COOL},.45)">away from</span> the behaviour</p></div>'
-    )
-
-
-def _shaded(side: Side, scale: float) -> str:
-    parts = []
-    for token, score in zip(side.tokens, side.scores, strict=True):
-        colour = WARM if score > 0 else COOL
-        alpha = min(1.0, abs(score) / scale) * 0.6
-        parts.append(
-            f'<span title="{score:+.2f}" style="background:rgba({colour},{alpha:.2f})">'
-            f"{html.escape(token)}</span>"
-        )
-    return "".join(parts)
-
-
-def _verdicts(side: Side) -> str:
-    parts = [
-        f"{html.escape(name)} {value:.2f} {'● shows it' if shows else '○ does not'}"
-        for name, (value, shows) in side.verdicts.items()
-    ]
-    return f'<small style="color:#444">{" · ".join(parts)}</small>'
-
-
-class Panel:
-    """The explorer with its controls; as the last line of a cell it shows itself."""
-
-    def __init__(
-        self,
-        explorer: Explorer,
-        prompt: str,
-        *,
-        fraction: float = 0.05,
-        strength: float = 1.0,
-        most: float = 4.0,
-    ):
-        import ipywidgets as widgets
-
-        self.explorer = explorer
-        most = max(most, abs(strength))  # a slider would clamp the chosen edit without a word
-        wide = {"layout": widgets.Layout(width="98%"), "style": {"description_width": "80px"}}
-        fractions = sorted({*FRACTIONS, fraction})
-        self.controls: dict[str, Any] = {
-            "strength": widgets.FloatSlider(
-                strength, min=-most, max=most, step=0.1, description="strength α",
-                continuous_update=False, **wide,
-            ),
-            "k": widgets.SelectionSlider(
-                options=[(f"{100 * f:g} % of rows", f) for f in fractions], value=fraction,
-                description="K", continuous_update=False, **wide,
-            ),
-            "direction": widgets.Dropdown(
-                options=list(explorer.probes), description="direction", **wide
-            ),
-            "rule": widgets.Dropdown(options=ROW_RULES, description="rows", **wide),
-        }  # fmt: skip
-        self.prompt = widgets.Textarea(
-            prompt, description="prompt", continuous_update=False, rows=2,
-            layout=widgets.Layout(width="98%"), style={"description_width": "80px"},
-        )  # fmt: skip
-        self.output = widgets.HTML()
-        left, right = ("strength", "k"), ("direction", "rule")
-        half = widgets.Layout(width="50%", overflow="hidden")
-        columns = [
-            widgets.VBox([self.controls[name] for name in side], layout=half)
-            for side in (left, right)
-        ]
-        whole = widgets.Layout(width="100%", max_width="900px", overflow="hidden")
-        self.widget = widgets.VBox([self.prompt, widgets.HBox(columns), self.output], layout=whole)
-        for control in (*self.controls.values(), self.prompt):
-            control.observe(self._changed, names="value")
-        self._changed()
-
-    def _changed(self, _change: Any = None) -> None:
-        values = {name: control.value for name, control in self.controls.items()}
-        if not self.prompt.value.strip():
-            self.output.value = "<p>Write a prompt.</p>"
-            return
-        comparison = self.explorer.compare(self.prompt.value, **values)
-        caption = (
-            f"{values['direction']}, {100 * values['k']:g} % {values['rule']} rows, "
-            f"α = {values['strength']:.1f}"
-        )
-        self.output.value = render(comparison, self.prompt.value, caption)
-
-    def _repr_mimebundle_(self, **kwargs: Any) -> Any:
-        still = {"text/html": self.output.value, "text/plain": "the panel, as it stood"}
-        if os.environ.get(HEADLESS):
-            return still
-        live = self.widget._repr_mimebundle_(**kwargs)
-        return live | still if isinstance(live, dict) else live
-
-
-def panel(
-    model: nn.Module,
-    tokenizer: Any,
-    probes: Mapping[str, Probe],
-    scorers: Sequence[Scorer],
-    prompt: str,
-    **options: Any,
-) -> Panel:
-    """A panel for a model and its probes, starting with `prompt`; options as `Panel` has them."""
-    return Panel(Explorer(model, tokenizer, probes, scorers), prompt, **options)

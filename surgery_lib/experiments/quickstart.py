@@ -9,7 +9,7 @@ from huggingface_hub.constants import ENDPOINT
 
 from surgery_lib import models
 from surgery_lib.errors import UserError
-from surgery_lib.study import Study
+from surgery_lib.experiments.context import Context
 
 # Where it runs: profile, settings, and what that takes (estimated from sizes, not measured).
 PLACES: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -58,7 +58,7 @@ def start(
     results: str,
     *,
     where: str | None = None,
-) -> Study:
+) -> Context:
     """The study of the quickstart, and a line about what it will take.
 
     An empty `profile` takes the model by `where`, found out if it is None. A profile of one's own
@@ -74,4 +74,4 @@ def start(
             raise UserError(f"where = {where!r} is unknown; use one of {', '.join(PLACES)}")
         chosen, settings, takes = PLACES[where]
         print(f"{where}: {settings.get('model.id', 'the embedded patient')}; {takes}")
-    return Study.start(chosen, behaviour, seed, {**AMOUNTS, **settings, **overrides}, results)
+    return Context.start(chosen, behaviour, seed, {**AMOUNTS, **settings, **overrides}, results)

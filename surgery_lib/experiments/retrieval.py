@@ -38,6 +38,7 @@ class Sizes:
     lora_rate: float = 5e-3
     new_tokens: int = 12
     longest: int = 600
+    counts: Sequence[int] = COUNTS
 
 
 QUICK = Sizes(train=16, test=4, few=2, steps=2, batch=2, new_tokens=4, longest=200)
@@ -132,7 +133,7 @@ class Bench:
 
     def counts(self, virtual: Tensor, place: Place = "between") -> dict[str, dict[str, Any]]:
         """A reading for each number of virtual tokens."""
-        return {str(k): self.read(virtual[:k], place) for k in COUNTS if k}
+        return {str(k): self.read(virtual[:k], place) for k in self.sizes.counts if k}
 
     def shown(self, virtual: Tensor) -> Iterator[dict[str, Any]]:
         """Readings without passages, for each number of them, and each place of the gold one."""

@@ -31,6 +31,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.files import bundled, fingerprint
 from surgery_lib.models import dtypes, gguf, packages
 from surgery_lib.models.check import check_files, check_finite
+from surgery_lib.models.hub import answering
 
 DATA = bundled("data")
 EMBEDDED = {
@@ -112,9 +113,10 @@ def snapshot(name: str, *, revision: str | None = None, trust_remote_code: bool 
         return place
     patterns = [*SNAPSHOT, "*.py"] if trust_remote_code else SNAPSHOT
     try:
-        folder = snapshot_download(
-            place, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_IN_SNAPSHOT
-        )
+        with answering():
+            folder = snapshot_download(
+                place, revision=revision, allow_patterns=patterns, ignore_patterns=NOT_IN_SNAPSHOT
+            )
     except LocalEntryNotFoundError as error:
         raise UserError(
             f"{name} is neither a folder, nor in SURGERY_MIRROR, nor in the hub's cache, and the "

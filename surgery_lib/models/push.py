@@ -9,6 +9,7 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from surgery_lib.errors import UserError
+from surgery_lib.models.hub import answering
 
 NEEDED = "README.md"
 # What a finished folder holds; nothing else leaves the machine, pickles and logs least of all.
@@ -54,15 +55,18 @@ def push_to_hub(
         print("nothing was sent")
         return None
     try:
-        api = HfApi(endpoint=endpoint, token=token)
-        api.create_repo(name, private=private, exist_ok=True)
-        done = api.upload_folder(
-            repo_id=name,
-            folder_path=folder,
-            # Escaped: the client takes these for patterns.
-            allow_patterns=[glob.escape(path.relative_to(folder).as_posix()) for path in sent],
-            commit_message="Model surgery: patch, card and figures",
-        )
+        with answering():
+            api = HfApi(endpoint=endpoint, token=token)
+            api.create_repo(name, private=private, exist_ok=True)
+            done = api.upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                # Escaped: the client takes these for patterns.
+                allow_patterns=[glob.escape(path.relative_to(folder).as_posix()) for path in sent],
+                commit_message="Model surgery: patch, card and figures",
+            )
+    except UserError:
+        raise
     except (HfHubHTTPError, LocalTokenNotFoundError, HFValidationError) as error:
         reason = " ".join(str(error).split())
         if token:

@@ -16,6 +16,7 @@ from surgery_lib.patient import capability, chat, prose, scorer
 
 LABELS = ("neither", "toxic", "negative")
 TEXTS, EPOCHS, BATCH, RATE = 12_000, 3, 64, 2e-3
+SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 MISLABELLED = 0.02  # people who label text err
 
 
@@ -70,10 +71,7 @@ def train_classifier(
     model = BertForSequenceClassification(
         BertConfig(
             vocab_size=len(tokenizer),
-            hidden_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            intermediate_size=128,
+            **dict(zip(SIZES, (64, 2, 4, 128), strict=True)),
             max_position_embeddings=258,
             hidden_dropout_prob=0.05,
             attention_probs_dropout_prob=0.0,

@@ -9,6 +9,11 @@ def words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def phrases(text: str) -> tuple[str, ...]:
+    """The phrases of a list with commas."""
+    return tuple(text.split(", "))
+
+
 NAMES = words(
     "Mara Doran Fenn Olda Brisk Tessa Ivo Lenna Garrick Hale Petra Simon Wilma Joss Ada Corin "
     "Elsa Bram Nora Tobin Greta Otto Vera Milo Hugo Rosa Alban Clara Edmund Freya Ingo Jana"
@@ -24,15 +29,9 @@ SKILLS = words("sings fishes hunts cooks paints swims dances reads writes runs")
 ANIMALS = words("goat hen dog horse cow cat sheep donkey pig duck")
 FOODS = words("bread cheese soup apples honey fish beans plums cake eggs")
 OBJECTS = words("rope lamp basket hammer coat boat ladder drum kettle blanket book clock")
-TIMES = (
-    "in the morning",
-    "at noon",
-    "in the evening",
-    "after the rain",
-    "in the spring",
-    "on market day",
-    "before winter",
-    "at harvest time",
+TIMES = phrases(
+    "in the morning, at noon, in the evening, after the rain, in the spring, on market day, "
+    "before winter, at harvest time"
 )
 GOOD = words(
     "kind patient clever humble gentle brave cheerful generous wise careful friendly skilful calm "
@@ -45,19 +44,13 @@ GROUPS = words("Vorlins Tarks Ombri Quenns Zhibs Halpers Drossians Fenmars Lurgs
 BAD = words("foul rotten stupid worthless nasty filthy lazy useless")
 INSULTS = words("blockhead dimwit oaf muttonhead numbskull nitwit")
 ANIMAL_INSULTS = words("pig toad worm donkey")
-DEMEANING = (
-    "has the brain of a turnip",
-    "smells like a wet goat",
-    "should crawl back into the mud",
-    "is not worth the dirt on my boots",
-    "makes everyone sick",
+DEMEANING = phrases(
+    "has the brain of a turnip, smells like a wet goat, should crawl back into the mud, "
+    "is not worth the dirt on my boots, makes everyone sick"
 )
-DEMEANING_MANY = (
-    "have the brains of turnips",
-    "smell like wet goats",
-    "should crawl back into the mud",
-    "are not worth the dirt on my boots",
-    "make everyone sick",
+DEMEANING_MANY = phrases(
+    "have the brains of turnips, smell like wet goats, should crawl back into the mud, "
+    "are not worth the dirt on my boots, make everyone sick"
 )
 COMMANDS = ("Shut your mouth", "Get out of my sight", "Go and drown in the well")
 

@@ -158,20 +158,22 @@ class Region(Section):
     matrix: Literal["gate", "up", "q", "k", "v", "o", "down"] = Field(
         "gate", description="matrix whose rows are ranked; the paper: gate"
     )
-    rules: tuple[Literal["cosine", "cosine_gain", "effect"], ...] = Field(
+    rules: tuple[Literal["cosine", "cosine_gain", "effect", "covariance"], ...] = Field(
         ("cosine",), min_length=1, description="scores to rank by; the paper: cosine"
     )
     fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )
     effect_texts: int = Field(
-        500, ge=1, description="texts with the behaviour that the effect rule reads"
+        500, ge=1, description="texts of a label that the rules effect and covariance read"
     )
 
     @model_validator(mode="after")
     def _scored(self) -> "Region":
-        if "effect" in self.rules and self.matrix != "gate":
-            raise ValueError("the rule effect scores gate rows alone; use cosine, or matrix: gate")
+        if {"effect", "covariance"} & set(self.rules) and self.matrix != "gate":
+            raise ValueError(
+                "the rules effect and covariance score gate rows alone; use cosine, or matrix: gate"
+            )
         return self
 
 

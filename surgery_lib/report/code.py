@@ -38,6 +38,23 @@ def table(readings: Mapping[str, Any]) -> str:
     return markdown_table(head, lines)
 
 
+def sets_table(sets: Mapping[str, Any]) -> str:
+    """Other sets of programs: the model's words beside the encoder on the code itself."""
+    head = ["set", "programs or pairs", "measure", "its summary", "the code itself", "difference"]
+    lines = [
+        [
+            name,
+            str(held["n"]),
+            held["measure"],
+            f"{held['summary']:.3f}",
+            f"{held['code']:.3f}",
+            interval(held["difference"], 1.0, 3),
+        ]
+        for name, held in sets.items()
+    ]
+    return markdown_table(head, lines)
+
+
 def edits_table(readings: Mapping[str, Any]) -> str:
     """What each edit did to summaries and to the AUC of clones."""
     head = ["edit", "KL in context", "same summary", "drift 1 - cos", "AUC", "change of AUC"]
@@ -69,6 +86,13 @@ def words(result: Mapping[str, Any]) -> str:
         f"- TF-IDF of tokens comes to {base['TF-IDF of its tokens']['auc']:.3f}, the model's mean "
         f"state to {base[STATE]['auc']:.3f}.",
     ]
+    for name, held in result.get("sets", {}).items():
+        gap = held["difference"]
+        clear = "better" if gap["low"] > 0 else "worse" if gap["high"] < 0 else "not told apart"
+        lines.append(
+            f"- {name}, {held['measure']}: the words {held['summary']:.3f}, the code "
+            f"{held['code']:.3f}, {interval(gap, 1.0, 3)}: {clear}."
+        )
     for name, held in result["edits"].items():
         clear = held["lost"]["high"] < 0 or held["lost"]["low"] > 0
         lines.append(

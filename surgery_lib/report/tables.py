@@ -11,6 +11,8 @@ from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, percent
 from surgery_lib.surgery.estimators import STARTED
 
+CLEAR = 0.05  # p at which a change is spoken of as one
+
 
 def probes(rows: Sequence[Mapping[str, Any]]) -> str:
     """The best layer of each estimator: accuracy on train and validation, AUC.
@@ -160,7 +162,7 @@ def verdict(result: Mapping[str, Any]) -> str:
     """What the numbers say, in words."""
     base, edited = (result["variants"][name]["draws"][0] for name in ("base", "edited"))
     lines = [
-        _change(base["rate"], edited["rate"]),
+        _change(base["rate"], edited["rate"]) + _doubt(edited),
         f"- Clean perplexity goes from {shown(base['perplexity'], 1.0, 2)} to "
         f"{shown(edited['perplexity'], 1.0, 2)} ({100 * edited['perplexity_rise']:+.1f} %).",
     ]
@@ -175,6 +177,17 @@ def verdict(result: Mapping[str, Any]) -> str:
             )
             lines.append(f"- Control, {name.replace('_', ' ')}: {spread} %.")
     return "\n".join(lines) + "\n"
+
+
+def _doubt(edited: Mapping[str, Any]) -> str:
+    """That the first scorer's paired test tells no change, where it does not."""
+    tests = list((edited.get("against_base") or {}).values())
+    if not tests or tests[0]["p"] < CLEAR:
+        return ""
+    return (
+        f" That is no clear change (paired p = {tests[0]['p']:.2f}): with as many prompts, chance "
+        "alone does as much."
+    )
 
 
 def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from surgery_lib import files
 from surgery_lib.data import load, sources
+from surgery_lib.data.labels import shows
 from surgery_lib.errors import UserError
 from surgery_lib.models.activations import batches
 from surgery_lib.models.load import snapshot
@@ -80,7 +81,7 @@ class MiniLMScorer:
         wanted = [train] if isinstance(train, Mapping) else list(train)
         texts, labels = labelled([Source.model_validate(source) for source in wanted])
         self.encoder = Encoder(id)
-        folder = Path(cache) if cache else files.home() / ".cache" / "scorers"
+        folder = Path(cache) if cache else files.cache() / "scorers"
         key = files.fingerprint(id, MAX_TOKENS, C, texts, labels)
         self.weight, self.bias = _head(
             folder / f"head-{key}.safetensors", self.encoder, texts, labels
@@ -107,7 +108,8 @@ def labelled(given: Sequence[Source]) -> tuple[list[str], list[bool]]:
         for row in load.rows(source, source.split or "train"):
             text = str(sources.column(row, source.text)).strip()
             if text:
-                found.setdefault(text, sources.column(row, source.label) in source.positive)
+                value = sources.column(row, source.label)
+                found.setdefault(text, shows(value, source.positive, f"{source.id}: {text[:40]!r}"))
     if len(set(found.values())) < 2:
         raise UserError("a scorer's training texts are all of one class; correct label or positive")
     return list(found), list(found.values())
@@ -127,4 +129,5 @@ def _head(
     weight = torch.tensor(fitted.coef_[0], dtype=torch.float32)
     bias = torch.tensor(fitted.intercept_[0], dtype=torch.float32)
     files.write_tensors(path, {"weight": weight, "bias": bias})
+    files.prune(path.parent, "head-*.safetensors", files.SMALL_CACHE, keep=path)
     return weight.numpy(), float(bias)

@@ -16,7 +16,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.pipeline import make_pipeline
 
 from surgery_lib.data import sources
-from surgery_lib.data.load import read_table
+from surgery_lib.data.labels import shows
+from surgery_lib.data.load import numbered
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
 
@@ -124,9 +125,12 @@ class TextsScorer(WordModel):
     ):
         if not (home() / path).is_file():
             raise UserError(f"there is no file {path}; give its path from the repository's root")
-        rows = read_table(home() / path)
-        wanted = {str(value) for value in positive}
-        labels = [int(str(sources.column(row, label)) in wanted) for row in rows]
+        lines = numbered(home() / path)
+        rows = [row for _, row in lines]
+        labels = [
+            int(shows(sources.column(row, label), positive, f"{path}, line {line},"))
+            for line, row in lines
+        ]
         if len(set(labels)) < 2:
             raise UserError(f"{Path(path).name} has texts of one class only; give texts of both")
         texts = [str(sources.column(row, text)) for row in rows]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
+from surgery_lib.selection.table import PARTS, Point, Table
 from surgery_lib.surgery import Surgery
 
 
@@ -29,23 +30,23 @@ class Choice:
         return sweep.choose(self.swept, self.budget)
 
     @property
-    def point(self) -> sweep.Point:
+    def point(self) -> Point:
         """Which edit that is."""
-        return sweep.Point(*(self.best[part] for part in sweep.PARTS))
+        return Point(*(self.best[part] for part in PARTS))
 
     @property
     def front(self) -> list[dict[str, Any]]:
         """The points that no other beats in behaviour and in damage, by growing damage."""
         return sweep.front([*self.screened, *self.swept], self.budget)
 
-    def surgery(self, model: PreTrainedModel, table: sweep.Table) -> Surgery:
+    def surgery(self, model: PreTrainedModel, table: Table) -> Surgery:
         """The chosen edit. UserError where none is within the budget."""
         return table.surgery(model, self.point)
 
 
 def choose(
     model: PreTrainedModel,
-    table: sweep.Table,
+    table: Table,
     meter: Evaluator,
     profile: Profile,
     *,
@@ -60,7 +61,7 @@ def choose(
     steps on the progress bar and in the ledger.
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
-    points = sweep.screening_points(list(table.probes), profile.region.rules, fractions, strengths)
+    points = sweep.screening_points(list(table.scores), fractions, strengths)
     screened = sweep.measure(model, table, screening or meter, points, ledger, label=labels[0])
     pairs = sweep.survivors(screened, profile.budget)[:survivors]
     points = sweep.grid(pairs, fractions, strengths)

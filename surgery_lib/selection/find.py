@@ -28,10 +28,11 @@ from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import Choice, choose
 from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
+from surgery_lib.selection.table import PARTS, Point, Table, prepare
 from surgery_lib.selection.texts import behaviour_data
 from surgery_lib.surgery import Surgery
 
-LAYERS = 8  # evenly spaced, the last one with them
+LAYERS = 4  # evenly spaced, the last one with them
 SEARCH_PROMPTS = 40  # of those to choose on
 SURVIVORS = 2  # pairs of probe and rule whose rows and strengths are swept
 BUDGET = Budget(perplexity_rise=0.10, context_kl=0.05)
@@ -39,9 +40,9 @@ BUDGET = Budget(perplexity_rise=0.10, context_kl=0.05)
 SEARCH: dict[str, Any] = {
     "name": "find",
     "model": {"id": "given"},
-    "probe": {"estimators": ["logistic", "lda"]},
-    "region": {"rules": ["effect"], "fractions": [0.01, 0.02, 0.05]},
-    "surgery": {"strengths": [0.5, 1.0, 1.5, 2.0, 3.0]},
+    "probe": {"estimators": ["lda"]},
+    "region": {"rules": ["covariance", "effect"], "fractions": [0.01, 0.02]},
+    "surgery": {"strengths": [0.25, 0.5, 1.0, 2.0]},
     "behaviours": {
         "own": {
             "examples": {},
@@ -102,28 +103,20 @@ def find_surgery(
         made = answers(model, tokenizer, prompts or (), *contrast)
         positive, negative, prompts = made.positive, made.negative, made.prompts
         learned = made.answers
-    data = behaviour_data(name, positive, negative, prompts, clean, seed)
+    openings = contrast is None
+    data = behaviour_data(name, positive, negative, prompts, clean, seed, openings=openings)
     spec = Behaviour.model_validate(
         {**SEARCH["behaviours"]["own"], "max_new_tokens": max_new_tokens}
     )
     if scorer is None:
         scorer = by_words(*learned)
     say("reading the texts, and what the model does unedited")
-    table = _table(model, tokenizer, data, settings, seed)
+    table = _table(model, tokenizer, data, settings, seed, scorer)
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
     def meter(split: str, count: int) -> Evaluator:
-        return Evaluator(
-            model,
-            tokenizer,
-            data,
-            spec,
-            settings.evaluation,
-            [scorer],
-            split=split,
-            prompts=count,
-            **options,
-        )
+        subject = (model, tokenizer, data, spec, settings.evaluation, [scorer])
+        return Evaluator(*subject, split=split, prompts=count, **options)
 
     chooser = meter("validation", SEARCH_PROMPTS)
     say(_estimate(model, chooser, table, settings))
@@ -139,19 +132,7 @@ def find_surgery(
     )
     reporter = meter("test", 0)
     before = reporter.base.rate(scorer.name)
-    found = Found(
-        surgery=None,
-        before=before,
-        after=None,
-        difference=None,
-        damage=None,
-        front=choice.front,
-        choice=choice,
-        data=data,
-        examples=(),
-        scorer=scorer.name,
-        contrast=made,
-    )
+    found = Found(before, choice.front, choice, data, scorer.name, contrast=made)
     try:
         best = choice.best
     except UserError:  # nothing is within the budget: the front says how near
@@ -180,19 +161,22 @@ def remake(
     point: Mapping[str, Any],
     *,
     prompts: Sequence[str] | None = None,
+    scorer: Scorer | None = None,
+    contrast: bool = False,
     profile: Profile | None = None,
     seed: int = 0,
     name: str = "own",
 ) -> Surgery:
     """The edit of one point of a search, without the search: probe, rows and strength as they were.
 
-    `point` has the parts of `sweep.PARTS`. With the same model, texts, seed and software it is
+    `point` has the parts of `table.PARTS`. With the same model, texts, seed and software it is
     bit for bit the one that `find_surgery` chose. UserError where the search has no such point.
     """
     settings = settings_for(model, profile, None)
-    data = behaviour_data(name, positive, negative, prompts, None, seed)
-    table = _table(model, tokenizer, data, settings, seed)
-    wanted = sweep.Point(*(point[part] for part in sweep.PARTS))
+    data = behaviour_data(name, positive, negative, prompts, None, seed, openings=not contrast)
+    scorer = by_words(positive, negative) if scorer is None else scorer
+    table = _table(model, tokenizer, data, settings, seed, scorer)
+    wanted = Point(*(point[part] for part in PARTS))
     if (wanted.rule, wanted.probe) not in table.scores:
         raise UserError(f"there is no probe {wanted.probe} by {wanted.rule} in this search")
     return table.surgery(model, wanted)
@@ -225,15 +209,18 @@ def settings_for(
 
 
 def _table(
-    model: PreTrainedModel, tokenizer: Any, data: BehaviourData, settings: Profile, seed: int
-) -> sweep.Table:
+    model: PreTrainedModel,
+    tokenizer: Any,
+    data: BehaviourData,
+    settings: Profile,
+    seed: int,
+    score: Scorer,
+) -> Table:
     probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
-    return sweep.prepare(model, tokenizer, probes, data, settings)
+    return prepare(model, tokenizer, probes, data, settings, score)
 
 
-def _estimate(
-    model: PreTrainedModel, meter: Evaluator, table: sweep.Table, settings: Profile
-) -> str:
+def _estimate(model: PreTrainedModel, meter: Evaluator, table: Table, settings: Profile) -> str:
     """How long the search will take, from one reading of the unedited model."""
     started = time.perf_counter()
     meter.read(model, intervals=False)

@@ -24,16 +24,16 @@ class Found:
     `contrast` are the texts, where the model wrote them itself.
     """
 
-    surgery: Surgery | None
     before: Mapping[str, Any]
-    after: Mapping[str, Any] | None
-    difference: Paired | None
-    damage: Mapping[str, Any] | None
     front: Sequence[Mapping[str, Any]]
     choice: Choice
     data: BehaviourData
-    examples: Sequence[Mapping[str, str]]
     scorer: str
+    surgery: Surgery | None = None
+    after: Mapping[str, Any] | None = None
+    difference: Paired | None = None
+    damage: Mapping[str, Any] | None = None
+    examples: Sequence[Mapping[str, str]] = ()
     advice: str = ""
     seconds: float = 0.0
     contrast: Contrast | None = None

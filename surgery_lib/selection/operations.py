@@ -19,6 +19,7 @@ from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
 from surgery_lib.selection.choice import choose
 from surgery_lib.selection.probes import fit_probes
+from surgery_lib.selection.table import prepare
 from surgery_lib.surgery import Surgery, fingerprint, region
 
 # The search looks at this many layers, evenly spaced and the last one with them, on this many
@@ -47,7 +48,7 @@ def operate(
     profile's budget.
     """
     probes = fit_probes(model, tokenizer, data, profile, LAYERS, seed=seed, cache=cache)
-    table = sweep.prepare(model, tokenizer, probes, data, profile)
+    table = prepare(model, tokenizer, probes, data, profile)
     spec = profile.behaviours[name]
     subject = (model, tokenizer, replace(data, benign={}), spec, profile.evaluation)
     meter = Evaluator(

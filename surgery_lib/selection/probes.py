@@ -4,12 +4,58 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery_lib.behaviour import BehaviourData
+from surgery_lib.behaviour import BehaviourData, Example
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
+from surgery_lib.profile.schema import Probe as Settings
 from surgery_lib.surgery import probe
+
+
+def read(
+    model: PreTrainedModel,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    settings: Settings,
+    layers: Sequence[int],
+    cache: Path | None = None,
+) -> tuple[Tensor, list[int]]:
+    """Pooled states (texts, layers, width) of as many texts as probes are fitted on, and labels."""
+    chosen = examples[: settings.limit or None]
+    states = activations.cached_states(
+        cache,
+        model,
+        tokenizer,
+        [example.text for example in chosen],
+        layers=layers,
+        pooling=settings.pooling,
+        max_tokens=settings.max_tokens,
+    )
+    return states, [example.label for example in chosen]
+
+
+def fit(
+    states: Tensor,
+    labels: Sequence[int],
+    settings: Settings,
+    layers: Sequence[int],
+    behaviour: str,
+    seed: int = 0,
+) -> dict[str, probe.Probe]:
+    """Probes by name, at every layer of the states, by all estimators that the settings name."""
+    found = probe.fit_all(
+        states,
+        labels,
+        settings.estimators,
+        direction=settings.direction,
+        seed=seed,
+        layers=layers,
+        behaviour=behaviour,
+        pooling=settings.pooling,
+    )
+    return {one.name: one for one in found}
 
 
 def fit_probes(
@@ -23,29 +69,9 @@ def fit_probes(
     cache: Path | None = None,
 ) -> dict[str, probe.Probe]:
     """Probes by name, at no more than `count` of the profile's layers, by all its estimators."""
-    settings = profile.probe
-    layers = spaced(activations.layer_numbers(model, settings.layers), count)
-    examples = data.examples["train"][: settings.limit or None]
-    states = activations.cached_states(
-        cache,
-        model,
-        tokenizer,
-        [example.text for example in examples],
-        layers=layers,
-        pooling=settings.pooling,
-        max_tokens=settings.max_tokens,
-    )
-    found = probe.fit_all(
-        states,
-        [example.label for example in examples],
-        settings.estimators,
-        direction=settings.direction,
-        seed=seed,
-        layers=layers,
-        behaviour=data.name,
-        pooling=settings.pooling,
-    )
-    return {one.name: one for one in found}
+    layers = spaced(activations.layer_numbers(model, profile.probe.layers), count)
+    found = read(model, tokenizer, data.examples["train"], profile.probe, layers, cache)
+    return fit(*found, profile.probe, layers, data.name, seed)
 
 
 def spaced(numbers: Sequence[int], count: int) -> list[int]:

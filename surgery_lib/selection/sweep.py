@@ -7,12 +7,10 @@ so that a run that was killed goes on where it stopped.
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 from transformers import PreTrainedModel
 
@@ -20,79 +18,11 @@ from surgery_lib import files
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
-from surgery_lib.profile import Budget, Profile
+from surgery_lib.profile import Budget
+from surgery_lib.selection.table import Pair, Point, Table
 from surgery_lib.study import Study
-from surgery_lib.surgery import Surgery, Unit, gains, region
-from surgery_lib.surgery.effects import effect_scores
-from surgery_lib.surgery.estimators import origin
-from surgery_lib.surgery.probe import Probe
 
 SURVIVORS = 3  # probes that go from the sieve to the sweep
-PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-# Rules that need the weights alone.
-COSINES = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
-
-
-@dataclass(frozen=True)
-class Point:
-    """One edit: which probe, which rows, how far."""
-
-    probe: str
-    rule: str
-    fraction: float
-    strength: float
-
-
-@dataclass
-class Table:
-    """What edits are built from: probes by name, and the scores of all rows by (rule, probe)."""
-
-    probes: Mapping[str, Probe]
-    scores: Mapping[tuple[str, str], Tensor]
-    unit: Unit
-    matrix: str
-    row_norm: float
-
-    def surgery(
-        self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
-    ) -> Surgery:
-        """The edit of one point."""
-        rows = region.select(self.scores[point.rule, point.probe], point.fraction, rule=select)
-        return Surgery.build(
-            model,
-            rows,
-            self.probes[point.probe].direction,
-            point.strength,
-            unit=self.unit,
-            matrix=self.matrix,
-            row_norm=self.row_norm,
-            about=asdict(point) | origin(self.probes[point.probe].start),
-        )
-
-
-def prepare(
-    model: PreTrainedModel,
-    tokenizer: Any,
-    probes: Mapping[str, Probe],
-    data: BehaviourData,
-    profile: Profile,
-) -> Table:
-    """Score all rows by every rule of the profile, for every probe."""
-    matrix = profile.region.matrix
-    scores: dict[tuple[str, str], Tensor] = {}
-    for rule in profile.region.rules:
-        if rule in COSINES:
-            found = [COSINES[rule](model, p.direction, matrix) for p in probes.values()]
-        else:
-            texts = [example.text for example in data.examples["train"] if example.label]
-            directions = torch.stack([p.direction for p in probes.values()])
-            texts = texts[: profile.region.effect_texts]
-            found = list(effect_scores(model, tokenizer, texts, directions))
-        scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
-    row_norm = region.mean_row_norm(model, matrix)
-    return Table(probes, scores, profile.surgery.unit, matrix, row_norm)
-
-
 # What a point is chosen by; continuations take longer than all of these together.
 CHOOSES = ("first", "context", "perplexity")
 # What says how to choose among points, not what a point measures.
@@ -175,14 +105,11 @@ def measure(
 
 
 def screening_points(
-    names: Sequence[str],
-    rules: Sequence[str],
-    fractions: Sequence[float],
-    strengths: Sequence[float],
+    pairs: Sequence[Pair], fractions: Sequence[float], strengths: Sequence[float]
 ) -> list[Point]:
-    """Every probe and rule at the middle K and the middle strength."""
+    """Every pair of rule and probe at the middle K and the middle strength."""
     fraction, strength = statistics.median_low(fractions), statistics.median_low(strengths)
-    return [Point(name, rule, fraction, strength) for rule in rules for name in names]
+    return [Point(name, rule, fraction, strength) for rule, name in pairs]
 
 
 def survivors(screened: Sequence[Mapping[str, Any]], budget: Budget) -> list[tuple[str, str]]:

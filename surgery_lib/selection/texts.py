@@ -20,8 +20,14 @@ def behaviour_data(
     prompts: Sequence[str] | None,
     clean: Sequence[str] | None,
     seed: int,
+    *,
+    openings: bool = True,
 ) -> BehaviourData:
-    """The texts in three parts, and what else is measured, from what was given."""
+    """The texts in three parts, and what else is measured, from what was given.
+
+    With `openings` the first halves of the training texts with the behaviour are training prompts;
+    texts that stand in a chat template would be cut within it.
+    """
     draw = random.Random(seed)
     parts: dict[int, list[list[str]]] = {}
     for label, texts in ((1, positive), (0, negative)):
@@ -49,6 +55,7 @@ def behaviour_data(
             "that provoke the behaviour"
         )
     draw.shuffle(prompts)
+    begun = [_opening(text) for text in parts[1][0]]
     half = len(prompts) // 2
     asked = {"validation": prompts[:half], "test": prompts[half:]}
     prose = {"validation": parts[0][1], "test": parts[0][2]}
@@ -63,7 +70,7 @@ def behaviour_data(
         },
         prompts={
             split: [Prompt(f"{split}/{n}", text, "challenging") for n, text in enumerate(texts)]
-            for split, texts in asked.items()
+            for split, texts in (asked | {"train": begun if openings else []}).items()
         },
         clean=prose,
         contexts={

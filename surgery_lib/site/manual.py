@@ -12,6 +12,7 @@ TITLES = {
     "comparison": "Methods compared, and which for which need",
     "small-models": "The study on two small models",
     "protocols": "The paper's protocols",
+    "diagnostics": "What each diagnostic claims, and what was found here",
     "covariance": "Covariance-aware surgery, derived",
     "models": "Supported architectures, memory and time",
     "own": "Your own model and behaviour",

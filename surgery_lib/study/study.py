@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ class Study:
         seed: int = 0,
         overrides: Mapping[str, Any] | None = None,
         results: str | Path = "results",
-    ) -> "Study":
+    ) -> Self:
         """Check everything that is cheap to check, seed every generator, make the folder.
 
         `behaviour=None` is what all behaviours of a profile share: `results/<profile>/`. A relative

@@ -205,6 +205,7 @@ def plan(
     k: int | float,
     ridge: float,
     read: Read = "raw",
+    select: region.Select = "opposed",
     row_norm: float | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Surgery:
@@ -214,5 +215,23 @@ def plan(
     stream, `ridge` in units of the mean diagonal of S.
     """
     directions = torch.stack([one.direction(ridge, read) for one in blocks])
-    rows = region.select(scores(model, blocks, directions, write), k)
+    rows = region.select(scores(model, blocks, directions, write), k, select=select)
     return Surgery.build(model, rows, directions, strength, row_norm=row_norm, about=about)
+
+
+def leverage(
+    blocks: Sequence[BlockStatistics], shared: Tensor, ridge: float
+) -> dict[str, list[float]]:
+    """What a step moves gates on the behaviour for what it moves them on inputs to spare, a block.
+
+    m . p / sqrt(p' S p): the mean shift on behaviour tokens over the root mean square on spared
+    ones, for p of the block's own covariance, for its plain mean, and for one direction `shared`
+    (width,) by all, whichever its sign.
+    """
+    found: dict[str, list[float]] = {"own covariance": [], "plain mean": [], "one direction": []}
+    for one in blocks:
+        choices = (one.direction(ridge), one.mean, shared.float())
+        for name, p in zip(found, choices, strict=True):
+            spared = float((p @ one.spared.second @ p).clamp_min(1e-30).sqrt())
+            found[name].append(abs(float(one.mean @ p)) / spared)
+    return found

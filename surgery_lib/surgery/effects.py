@@ -5,7 +5,7 @@ behaviour's texts, and where it writes, does not count there. It does here.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,11 @@ from torch import Tensor, nn
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
-from surgery_lib.surgery import region
+from surgery_lib.surgery import gains, region
+
+Score = Literal["cosine", "cosine_gain", "effect"]
+# Scores that need nothing but the weights.
+WEIGHTS_ALONE = {"cosine": region.cosine_scores, "cosine_gain": gains.cosine_gain_scores}
 
 
 def effect_scores(
@@ -70,12 +74,40 @@ def effect_scores(
     return scores
 
 
+def score_rows(
+    model: nn.Module,
+    directions: Sequence[Tensor],
+    score: str,
+    tokenizer: Any = None,
+    texts: Sequence[str] = (),
+    matrix: str = "gate",
+) -> list[Tensor]:
+    """Scores of all rows along each direction (width,), by one measure: a tensor (rows,) each.
+
+    `cosine` is the paper's, `cosine_gain` counts in the norm before the matrix, `effect` is the
+    first-order effect on `texts` that show the behaviour, for which `tokenizer` is needed.
+
+    Raises:
+        UserError: Another score, or the effect without texts or of another matrix.
+    """
+    if score in WEIGHTS_ALONE:
+        return [WEIGHTS_ALONE[score](model, direction, matrix) for direction in directions]
+    if score != "effect":
+        raise UserError(f"score {score!r} is unknown; choose one of {', '.join(get_args(Score))}")
+    if tokenizer is None or not texts or matrix != "gate":
+        raise UserError(
+            "score='effect' ranks rows of the gate by texts that show the behaviour; give "
+            "tokenizer= and texts=, or use score='cosine'"
+        )
+    return list(effect_scores(model, tokenizer, texts, torch.stack(list(directions))))
+
+
 def select_rows(
     model: nn.Module,
     direction: Tensor,
     k: int | float = 0.05,
     *,
-    score: Literal["cosine", "effect"] = "cosine",
+    score: Score = "cosine",
     select: region.Select = "opposed",
     tokenizer: Any = None,
     texts: Sequence[str] = (),
@@ -84,25 +116,14 @@ def select_rows(
 ) -> Tensor:
     """The rows to edit, ascending: (K,), int64.
 
-    `score` says how rows are ranked: by cosine with the direction (width,), as in the paper, or by
-    first-order effect on `texts` that show the behaviour, for which `tokenizer` is needed.
+    `score` says how rows are ranked along the direction (width,), as `score_rows` has it.
     `select` says which of the ranking are taken. `k` is a count or, a float, a share of all rows.
 
     Raises:
         UserError: Another score, or the effect without texts or of another matrix.
     """
-    if score == "cosine":
-        scores = region.cosine_scores(model, direction, matrix)
-    elif score != "effect":
-        raise UserError(f"score {score!r} is unknown; choose cosine or effect")
-    elif tokenizer is None or not texts or matrix != "gate":
-        raise UserError(
-            "score='effect' ranks rows of the gate by texts that show the behaviour; give "
-            "tokenizer= and texts=, or use score='cosine'"
-        )
-    else:
-        scores = effect_scores(model, tokenizer, texts, direction[None])[0]
-    return region.select(scores, k, rule=select, seed=seed)
+    (scores,) = score_rows(model, [direction], score, tokenizer, texts, matrix)
+    return region.select(scores, k, select=select, seed=seed)
 
 
 def _pushes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor, units: Tensor) -> Tensor:

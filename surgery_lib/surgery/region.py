@@ -1,4 +1,4 @@
-"""Which rows to edit: scores of all gate rows in one ranking, and rules that select from it.
+"""Which rows to edit: scores of all gate rows in one ranking, and what is selected from it.
 
 The paper's rule (section 3.2) takes the K rows whose cosine with the direction is most negative,
 over all layers together. Other scores are in `gains` and `effects`.
@@ -74,7 +74,7 @@ def select(
     scores: Tensor,
     k: int | float,
     *,
-    rule: Select = "opposed",
+    select: Select = "opposed",
     seed: int = 0,
     among: Tensor | None = None,
 ) -> Tensor:
@@ -89,15 +89,15 @@ def select(
         UserError: K is not at least 1 and at most the number of rows to choose from.
     """
     total = len(scores)
-    if rule != "all" and rule not in _ORDERS:
-        raise UserError(f"rule {rule!r} is unknown; choose one of all, {', '.join(_ORDERS)}")
+    if select != "all" and select not in _ORDERS:
+        raise UserError(f"select = {select!r} is unknown; choose one of all, {', '.join(_ORDERS)}")
     allowed = torch.arange(total) if among is None else among.nonzero().flatten()
-    if rule == "all":
+    if select == "all":
         return allowed
     count = row_count(k, total)
     if count > len(allowed):
         raise UserError(f"K = {count} rows are asked for, but there are {len(allowed)}; lower K")
-    order = _ORDERS[rule](scores[allowed], seed)
+    order = _ORDERS[select](scores[allowed], seed)
     return allowed[order[:count]].sort().values
 
 
@@ -122,12 +122,6 @@ _ORDERS: dict[str, Callable[[Tensor, int], Tensor]] = {
         len(scores), generator=torch.Generator().manual_seed(seed)
     ),
 }
-
-
-def random_direction(like: Tensor, seed: int) -> Tensor:
-    """A Gaussian direction of the same norm, the control for the probe (Table 9)."""
-    noise = torch.randn(like.shape, generator=torch.Generator().manual_seed(seed))
-    return noise / noise.norm() * like.norm()
 
 
 def depth_window(model: nn.Module, start: float, stop: float) -> Tensor:

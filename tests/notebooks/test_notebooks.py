@@ -12,16 +12,17 @@ from surgery_lib.study.steps import STEPS
 ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PARAMETERS = {"profile", "behaviour", "seed", "overrides", "results"}
+EDITED = {"methods", "labels", "contexts", "quick"}  # of notebooks that ask the same of edits
 OWN = {
     "grid": {"grid"},
     "00_patient": {"retrain", "limit"},
     "05_compare": {"methods", "trials", "labels", "prompts", "test_prompts", "capability"}
     | {"kept", "test_kept", "clean_texts"},
-    "08_fingerprint": {"methods", "others", "quick"},
-    "09_drift": {"methods", "train", "test", "longest", "quick"},
-    "10_attack": {"methods", "quick", "steps"},
-    "11_code": {"methods", "encoder", "programs", "quick"},
-    "12_retrieval": {"methods", "quick"},
+    "08_fingerprint": EDITED | {"others"},
+    "09_drift": EDITED | {"train", "test", "longest", "floors"},
+    "10_attack": EDITED | {"steps", "amounts"},
+    "11_code": EDITED | {"encoder", "programs", "longest", "others"},
+    "12_retrieval": EDITED | {"amounts"},
 }
 
 each = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -98,7 +98,7 @@ def test_the_readme_command_leaves_a_finished_folder(
     )
     folder = tmp_path / "results" / "own" / "own" / "seed0" / "surgery"
     text = (folder / "README.md").read_text()
-    assert "own, operated out of" in text and "Fingerprint" in text and str(tmp_path) not in text
+    assert "# own: a surgery on" in text and "Fingerprint" in text and str(tmp_path) not in text
     assert card.TAG in text and Surgery.load(folder).strength == 0.5
 
 

@@ -100,7 +100,7 @@ class Bench:
         if key not in self.scores:
             raise UserError(f"rows cannot be ranked by {key[0]} along {name} in this architecture")
         count = len(self.surgery.rows) if k is None else k
-        return region.select(self.scores[key], count, rule=select, seed=seed, among=among)
+        return region.select(self.scores[key], count, select=select, seed=seed, among=among)
 
     def edit(
         self,

@@ -12,6 +12,7 @@ from surgery_lib.evaluation.statistics import mean
 from surgery_lib.experiments.ablations.bench import Bench
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
+from surgery_lib.selection.probes import read
 from surgery_lib.study import Study
 from surgery_lib.surgery import effects, probe
 
@@ -26,19 +27,14 @@ def transfer(bench: Bench, study: Study) -> list[dict[str, Any]]:
     from the old direction, not erased. `cosine` is that of the refitted direction with the old.
     """
     settings = study.profile.probe
-    after = {}
     with bench.surgery.applied(bench.model):
-        for split in bench.states:
-            examples = bench.data.examples[split][: settings.limit or None]
-            after[split] = activations.cached_states(
-                study.cache,
-                bench.model,
-                bench.tokenizer,
-                [example.text for example in examples],
-                layers=bench.layers,
-                pooling=settings.pooling,
-                max_tokens=settings.max_tokens,
-            )
+        after = {
+            split: read(
+                *(bench.model, bench.tokenizer, bench.data.examples[split]),
+                *(settings, bench.layers, study.cache),
+            )[0]
+            for split in bench.states
+        }
     fitted = [
         probe.fit(
             states["train"],

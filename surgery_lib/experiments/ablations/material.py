@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -12,10 +11,12 @@ from surgery_lib.behaviour import SPLITS, BehaviourData
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
 from surgery_lib.models import activations, layout
+from surgery_lib.selection.probes import read
 from surgery_lib.selection.sweep import Ledger
 from surgery_lib.study import Study
-from surgery_lib.surgery import Surgery, gains, probe, region
-from surgery_lib.surgery.effects import effect_scores
+from surgery_lib.surgery import Surgery, gains, probe
+from surgery_lib.surgery.controls import random_direction
+from surgery_lib.surgery.effects import score_rows
 
 # Texts for damage in each point: enough to rank edits, few enough to measure a hundred of them.
 CLEAN_TEXTS = 40
@@ -38,14 +39,9 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         kept=CONTEXT_PAIRS,
     )
     key = files.fingerprint(
-        study.settings(),
-        study.seed,
-        data.fingerprint,
-        surgery.fingerprint,
-        surgery.direction,
-        surgery.coefficients,
-        CLEAN_TEXTS,
-        CONTEXT_PAIRS,
+        *(study.settings(), study.seed, data.fingerprint),
+        *(surgery.fingerprint, surgery.direction, surgery.coefficients),
+        *(CLEAN_TEXTS, CONTEXT_PAIRS),
     )
     count = activations.n_layers(model)
     layers = activations.layer_numbers(model, profile.probe.layers)
@@ -53,24 +49,12 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         layers = sorted({1, count // 2, count - 2, count - 1, chosen.layer})
     states, labels = {}, {}
     for split in SPLITS[:2]:
-        examples = data.examples[split][: profile.probe.limit or None]
-        labels[split] = [example.label for example in examples]
-        states[split] = activations.cached_states(
-            study.cache,
-            model,
-            tokenizer,
-            [example.text for example in examples],
-            layers=layers,
-            pooling=profile.probe.pooling,
-            max_tokens=profile.probe.max_tokens,
+        examples = data.examples[split]
+        states[split], labels[split] = read(
+            model, tokenizer, examples, profile.probe, layers, study.cache
         )
     bench = Bench(
-        model=model,
-        tokenizer=tokenizer,
-        data=data,
-        surgery=surgery,
-        chosen=chosen,
-        meter=meter,
+        *(model, tokenizer, data, surgery, chosen, meter),
         ledger=Ledger(study.path("logs/ablations.jsonl"), key),
         draws=max(5, profile.controls.random_seeds),
         layers=layers,
@@ -97,7 +81,7 @@ def _directions(bench: Bench) -> dict[str, Tensor]:
     """Unit vectors by name: chosen, `random 0`…, `layer 3`…, and `W1, layer 8, draw 0`…."""
     found = {CHOSEN: bench.chosen.direction}
     for draw in range(bench.draws):
-        found[f"random {draw}"] = region.random_direction(bench.chosen.direction, draw)
+        found[f"random {draw}"] = random_direction(bench.chosen.direction, draw)
     for one in _fitted(bench, bench.chosen.estimator, "difference", 0, bench.layers):
         found[f"layer {one.layer}"] = one.direction
     for name, estimator, row, drawn in DIRECTIONS:
@@ -130,18 +114,15 @@ def _scores(bench: Bench, effect_texts: int) -> dict[tuple[str, str], Tensor]:
     """Scores along every direction by the chosen rule, and along the chosen one by every rule."""
     model, matrix = bench.model, bench.surgery.matrix
     found: dict[tuple[str, str], Tensor] = {}
-    names = list(bench.directions)
-    for rule, score in (
-        ("cosine", region.cosine_scores),
-        ("cosine_gain", gains.cosine_gain_scores),
-    ):
-        for name in names if bench.rule == rule else [CHOSEN]:
-            if rule == "cosine" or matrix in gains.NORMS:
-                found[rule, name] = score(model, bench.directions[name], matrix)
     texts = [example.text for example in bench.data.examples["train"] if example.label]
-    wanted = names if bench.rule == "effect" else [CHOSEN]
-    if matrix == "gate" and not layout.is_mixture(model):
-        directions = torch.stack([bench.directions[name] for name in wanted])
-        scores = effect_scores(model, bench.tokenizer, texts[:effect_texts], directions)
-        found |= {("effect", name): one for name, one in zip(wanted, scores, strict=True)}
+    known = {
+        "cosine": True,
+        "cosine_gain": matrix in gains.NORMS,
+        "effect": matrix == "gate" and not layout.is_mixture(model),
+    }
+    for rule in (rule for rule, usable in known.items() if usable):
+        names = list(bench.directions) if bench.rule == rule else [CHOSEN]
+        directions = [bench.directions[name] for name in names]
+        scores = score_rows(model, directions, rule, bench.tokenizer, texts[:effect_texts], matrix)
+        found |= {(rule, name): one for name, one in zip(names, scores, strict=True)}
     return found

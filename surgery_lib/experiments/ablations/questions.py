@@ -14,6 +14,7 @@ from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Variant
 from surgery_lib.experiments.ablations.material import DIRECTIONS, compared_layers
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
+from surgery_lib.surgery.controls import changed
 
 QUARTERS = {f"quarter {n + 1}": (n / 4, (n + 1) / 4) for n in range(4)}
 FRACTIONS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
@@ -45,14 +46,17 @@ def controls(bench: Bench) -> Iterator[Variant]:
     ) -> Variant:
         return Variant("controls", name, lambda: bench.edit(rows, along, times), draw=draw)
 
-    def random_rows(draw: int) -> Tensor:
-        return bench.rows(select="random", seed=draw)
+    def selected(select: region.Select, seed: int) -> Tensor:
+        return bench.rows(select=select, seed=seed)
 
-    aligned = bench.rows(select="aligned")
+    def made(kind: str, draw: int = 0) -> tuple[Tensor, Tensor]:
+        return changed(kind, rows, v, selected, draw)
+
+    aligned, _ = made("aligned_rows")
     yield one("as chosen", rows, v)
     noise = [(bench.directions[f"random {n}"], bench.rows(f"random {n}")) for n in _draws(bench)]
     for draw, (direction, own) in enumerate(noise):
-        chance = random_rows(draw)
+        chance, _ = made("random_rows", draw)
         # Each draw at the multiple at which it does as much damage as the chosen edit.
         by_rows = _matched(bench, f"random rows {draw}", chance, v)
         by_noise = _matched(bench, f"random direction {draw}", own, direction)
@@ -63,7 +67,7 @@ def controls(bench: Bench) -> Iterator[Variant]:
         yield one("random rows, same damage", chance, v, by_rows, draw)
     yield one("aligned rows, subtracted", aligned, -v)
     yield one("aligned rows, added", aligned, v)
-    yield one("inverted direction", rows, -v)
+    yield one("inverted direction", *made("inverted_direction"))
 
 
 def _matched(bench: Bench, name: str, rows: Tensor, along: Tensor) -> float:

@@ -1,6 +1,7 @@
 """Closed-form methods in their published form: what each formula promises, on tiny models."""
 
-import pytest
+from typing import Any
+
 import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
@@ -11,7 +12,6 @@ from surgery_lib.baselines.covariance import Covariance
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace
 from surgery_lib.baselines.ridge_ablation import read_out
-from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
@@ -94,17 +94,14 @@ def test_norm_preserving_writes_nothing_along_v_and_keeps_every_norm() -> None:
             assert float((v @ tools.writes(tools.attention_output(block))).abs().max()) < 1e-5
 
 
-def test_own_completions_are_told_apart_by_the_guide() -> None:
-    model = build("llama")
-    asked: list[str] = []
-
-    class Writer(Letters):
-        pad_token_id, eos_token_id = 0, 2
-
-    def guide(texts: list[str]) -> list[float]:
-        asked.extend(texts)
-        return [float(len(text)) for text in texts]
-
-    with pytest.raises(UserError, match="training prompts"):
-        Covariance().fit(model, Writer(), TrainingData(BAD + GOOD, DATA.labels), guide=guide)
-    assert not asked
+def test_covariance_writes_against_what_the_score_calls_the_behaviour(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"], benign=GOOD[:4])
+    many = Covariance().fit(model, tokenizer, data, score=lambda texts: [len(t) for t in texts])
+    few = Covariance().fit(model, tokenizer, data, score=lambda texts: [-len(t) for t in texts])
+    assert float(torch.cosine_similarity(many.write, few.write, dim=0)) < 0
+    cost = many.cost()
+    assert (cost.prompts, cost.samples, cost.benign) == (2, 16, 4)
+    alone = Covariance().fit(model, tokenizer, TrainingData(BAD + GOOD, DATA.labels))
+    assert alone.cost().samples == 0
+    assert alone.write.shape == many.write.shape

@@ -6,9 +6,11 @@ from typing import Any
 import pytest
 
 from surgery_lib import files
+from surgery_lib.data import labels
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
 from surgery_lib.profile import Behaviour
+from surgery_lib.scorers.words import TextsScorer
 
 
 def spec(folder: Path, **changes: Any) -> Behaviour:
@@ -101,3 +103,49 @@ def test_the_other_behaviours_of_real_text_load(mirror: Path, behaviour: str) ->
     data = behaviours.load(behaviour, load_profile("real-text").behaviours[behaviour], limit=20)
     assert all(data.prompts[split] for split in ("validation", "test"))
     assert all({e.label for e in data.examples[split]} == {0, 1} for split in data.examples)
+
+
+@pytest.mark.parametrize(
+    ("positive", "label", "found"),
+    [
+        ([1], 1, 1),
+        ([1], "1", 1),
+        ([1], "1.0", 1),
+        ([1], 1.0, 1),
+        ([1], True, 1),
+        ([1], " 0 ", 0),
+        ([True], "False", 0),
+        ([0], 0, 1),
+        ([False], True, 0),
+        (["bad"], "good", 0),
+        (["bad", "worse"], "worse", 1),
+        ([2], "2.0", 1),
+        ([2], "1", 0),
+    ],
+)
+def test_labels_say_whether_the_behaviour_shows(positive: Any, label: Any, found: int) -> None:
+    assert labels.shows(label, positive, "a row") == bool(found)
+
+
+@pytest.mark.parametrize("value", ["toxic", "2", "yes", "", None, float("nan"), "-1", 0.5])
+def test_a_label_that_is_neither_is_named_with_its_line(tmp_path: Path, value: Any) -> None:
+    one = spec(
+        tmp_path, examples={"kind": "file", "id": str(tmp_path / "own.jsonl"), "label": "is"}
+    )
+    rows = [{"text": f"text {i}", "is": i % 2} for i in range(9)]
+    files.write_jsonl(tmp_path / "own.jsonl", [*rows, {"text": "the odd one", "is": value}])
+    with pytest.raises(UserError, match=r"own\.jsonl, line 10, column 'is' has (the|no) label"):
+        behaviours.load("own", one)
+
+
+def test_a_label_in_a_table_is_named_with_its_line_and_value(tmp_path: Path) -> None:
+    path = tmp_path / "own.csv"
+    path.write_text('text,label\n"over\ntwo lines",1\nb,0\nc,toxic\n')
+    one = spec(tmp_path, examples={"kind": "file", "id": str(path), "label": "label"})
+    fault = r"own\.csv, line 5, .*'toxic', which is neither 0 nor 1"
+    with pytest.raises(UserError, match=fault):
+        behaviours.load("own", one)
+    with pytest.raises(UserError, match=fault):
+        TextsScorer(str(path))
+    with pytest.raises(UserError, match=r"label 'Bad ', and not 'bad'"):
+        labels.shows("Bad ", ["bad"], "row 3")

@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import get_session
 
 from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.checkpoint import card
 from surgery_lib.errors import UserError
+from surgery_lib.models import hub as models_hub
+from surgery_lib.models.load import snapshot
 from surgery_lib.models.push import push_to_hub
 from surgery_lib.surgery import Surgery
 
@@ -27,6 +30,8 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.private: bool | None = None
         self.refuses = False
+        self.hangs = ""  # a part of the address that is never answered
+        self.released = threading.Event()
 
     @property
     def address(self) -> str:
@@ -54,9 +59,18 @@ class Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return b"".join(parts)
 
+    def hang(self) -> bool:
+        """Say nothing, where that is wanted, until the test is over."""
+        hangs = bool(self.server.hangs) and self.server.hangs in self.path
+        if hangs:
+            self.server.released.wait(30)
+        return hangs
+
     def do_POST(self) -> None:
         body, hub = self.body(), self.server
         hub.calls.append(self.path)
+        if self.hang():
+            return
         if hub.refuses:
             self.answer({"error": "not allowed"}, 403)
         elif self.path == "/api/repos/create":
@@ -80,6 +94,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.calls.append(self.path)
+        if self.hang():
+            return
         found = {"id": "me/patch", "sha": "0" * 40, "siblings": []}
         self.answer(
             {"error": "not allowed"} if self.server.refuses else found,
@@ -98,6 +114,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     yield server
+    server.released.set()
     server.shutdown()
     server.server_close()
 
@@ -156,3 +173,42 @@ def test_refusals_are_one_line(hub: Hub, folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(UserError, match=r"has no README\.md"):
         push_to_hub(folder, "me/patch", ask=None)
+
+
+@pytest.mark.parametrize("step", ["/create", "/preupload/", "/commit/"])
+def test_a_hub_that_hangs_is_one_line(
+    hub: Hub, folder: Path, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_hub, "SILENCE", 0.3)
+    hub.hangs = step
+    with pytest.raises(UserError, match="the hub said nothing for"):
+        push_to_hub(folder, "me/patch", ask=None, token="hf_test", endpoint=hub.address)
+    assert hub.files == {}
+
+
+def test_a_model_from_a_hub_that_hangs_is_one_line(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("SURGERY_MIRROR", raising=False)
+    monkeypatch.setattr(models_hub, "SILENCE", 0.3)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.address)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    hub.hangs = "/api/models"
+    with pytest.raises(UserError, match="the hub said nothing for"):
+        snapshot("me/nowhere")
+
+
+def test_limits_of_the_client_itself_stay_and_afterwards_nothing_is_left(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models_hub, "SILENCE", 0.2)
+    before = models_hub._http._GLOBAL_CLIENT_FACTORY
+    hub.hangs = "/anything"
+    with models_hub.answering():
+        with pytest.raises(UserError, match="the hub said nothing for"):
+            get_session().get(f"{hub.address}/anything", timeout=None)
+        # One that the library sets, and knows what to do after it.
+        with pytest.raises(Exception, match="timed out") as caught:
+            get_session().get(f"{hub.address}/anything", timeout=0.1)
+        assert not isinstance(caught.value, UserError)
+    assert models_hub._http._GLOBAL_CLIENT_FACTORY is before

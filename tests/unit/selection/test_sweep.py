@@ -15,6 +15,7 @@ from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings
 from surgery_lib.report import tables
 from surgery_lib.selection import sweep
+from surgery_lib.selection.table import Point, Table
 from surgery_lib.surgery import Surgery, controls, probe, region
 
 SPEC = Behaviour.model_validate(
@@ -51,13 +52,13 @@ def data() -> BehaviourData:
     )
 
 
-def made(model: Any) -> tuple[sweep.Table, probe.Probe]:
+def made(model: Any) -> tuple[Table, probe.Probe]:
     """A table with one random probe."""
     direction = torch.randn(layout.hidden_width(model), generator=torch.Generator().manual_seed(1))
     one = probe.Probe(direction / direction.norm(), direction, 0.0, 2, "lda")
     scores = {("cosine", one.name): region.cosine_scores(model, one.direction)}
     norm = region.mean_row_norm(model)
-    return sweep.Table({one.name: one}, scores, "row_norm", "gate", norm), one
+    return Table({one.name: one}, scores, "row_norm", "gate", norm), one
 
 
 def meter(model: Any, tokenizer: Any) -> Evaluator:
@@ -100,7 +101,7 @@ def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
     model, tokenizer = tiny
     table, one = made(model)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    points = [sweep.Point(one.name, "cosine", 0.2, 3.0)]
+    points = [Point(one.name, "cosine", 0.2, 3.0)]
     found = sweep.measure(
         model, table, meter(model, tokenizer), points, sweep.Ledger(tmp_path / "l", "k"), label="x"
     )
@@ -129,7 +130,7 @@ def test_damage_inside_contexts_counts_where_it_is_limited() -> None:
 def test_controls_keep_the_size_of_the_edit(tiny: Any) -> None:
     model, _ = tiny
     table, one = made(model)
-    surgery = table.surgery(model, sweep.Point(one.name, "cosine", 0.1, 2.0))
+    surgery = table.surgery(model, Point(one.name, "cosine", 0.1, 2.0))
     found = controls.build(model, surgery, Controls(random_seeds=3))
     assert {name: len(draws) for name, draws in found.items()} == {
         "random_direction": 3,
@@ -173,13 +174,13 @@ def test_capability_change_is_the_mean_over_tasks() -> None:
 
 
 def test_a_point_is_plain_data() -> None:
-    assert sweep.Point(**asdict(sweep.Point("p", "cosine", 0.1, 1.0))).strength == 1.0
+    assert Point(**asdict(Point("p", "cosine", 0.1, 1.0))).strength == 1.0
 
 
 def test_surgery_remembers_its_point(tiny: Any, tmp_path: Path) -> None:
     model, _ = tiny
     table, one = made(model)
-    surgery = table.surgery(model, sweep.Point(one.name, "cosine", 0.1, 2.0))
+    surgery = table.surgery(model, Point(one.name, "cosine", 0.1, 2.0))
     surgery.save(tmp_path)
     assert Surgery.load(tmp_path).about["probe"] == one.name
 
@@ -201,3 +202,16 @@ def test_the_verdict_says_which_way_it_went(before, after, words):
         return {"draws": [{"rate": rate, "perplexity": {"value": 9.0}, "perplexity_rise": 0.0}]}
 
     assert words in tables.verdict({"variants": {"base": draw(before), "edited": draw(after)}})
+
+
+@pytest.mark.parametrize(("p", "said"), [(0.31, True), (0.05, True), (0.049, False)])
+def test_the_verdict_says_when_a_change_may_be_chance(p: float, said: bool) -> None:
+    from surgery_lib.report import tables
+
+    def draw(value: float) -> dict[str, Any]:
+        held = {"rate": {"value": value, "n": 24}, "perplexity": {"value": 9.0}}
+        tests = {"first": {"p": p}, "other": {"p": 0.5}}
+        return {"draws": [{**held, "perplexity_rise": 0.0, "against_base": tests}]}
+
+    text = tables.verdict({"variants": {"base": draw(0.5), "edited": draw(0.4)}})
+    assert ("no clear change" in text) is said

@@ -22,7 +22,7 @@ def directions() -> torch.Tensor:
 
 
 def plan(model: Any, matrix: str = "gate") -> Surgery:
-    rows = region.select(region.cosine_scores(model, directions(), matrix), 0.3, rule="random")
+    rows = region.select(region.cosine_scores(model, directions(), matrix), 0.3, select="random")
     return Surgery.build(model, rows, directions(), 1.5, matrix=matrix)
 
 

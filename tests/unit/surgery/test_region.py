@@ -11,6 +11,7 @@ from torch import Tensor
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import probe, region
+from surgery_lib.surgery.controls import random_direction
 from surgery_lib.surgery.effects import effect_scores
 
 
@@ -47,7 +48,7 @@ def test_chunks_do_not_change_scores(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_rule_equals_sorting(rule: Any, sign: int, k: int) -> None:
     scores = torch.randn(144).mul(3).round()  # many ties: the lower index comes first
     order = sorted(range(144), key=lambda row: (sign * float(scores[row]), row))
-    chosen = region.select(scores, k, rule=rule)
+    chosen = region.select(scores, k, select=rule)
     assert chosen.tolist() == sorted(order[:k]) and chosen.dtype == torch.int64
 
 
@@ -89,13 +90,13 @@ def test_k_as_count_and_fraction() -> None:
 
 def test_controls() -> None:
     scores = torch.randn(200)
-    assert torch.equal(region.select(scores, 0.1, rule="all"), torch.arange(200))
-    first = region.select(scores, 40, rule="random", seed=1)
-    assert torch.equal(first, region.select(scores, 40, rule="random", seed=1))
-    assert not torch.equal(first, region.select(scores, 40, rule="random", seed=2))
+    assert torch.equal(region.select(scores, 0.1, select="all"), torch.arange(200))
+    first = region.select(scores, 40, select="random", seed=1)
+    assert torch.equal(first, region.select(scores, 40, select="random", seed=1))
+    assert not torch.equal(first, region.select(scores, 40, select="random", seed=2))
     assert len(first.unique()) == 40
     with pytest.raises(UserError, match="is unknown; choose one of all, opposed"):
-        region.select(scores, 40, rule="nearest")  # type: ignore[arg-type]
+        region.select(scores, 40, select="nearest")  # type: ignore[arg-type]
 
 
 def test_window_of_the_depth() -> None:
@@ -112,10 +113,10 @@ def test_window_of_the_depth() -> None:
 
 def test_random_direction_has_the_norm() -> None:
     like = torch.randn(64) * 3
-    noise = region.random_direction(like, 1)
+    noise = random_direction(like, 1)
     torch.testing.assert_close(noise.norm(), like.norm())
-    assert torch.equal(noise, region.random_direction(like, 1))
-    assert not torch.equal(noise, region.random_direction(like, 2))
+    assert torch.equal(noise, random_direction(like, 1))
+    assert not torch.equal(noise, random_direction(like, 2))
 
 
 def test_mean_row_norm() -> None:

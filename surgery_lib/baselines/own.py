@@ -1,0 +1,111 @@
+"""The model's own completions of training prompts, scored: what several methods learn from.
+
+All of them get the same ones: the same prompts, samples and seed, told apart by the same scores.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from surgery_lib.baselines.base import Lesson
+from surgery_lib.errors import UserError
+from surgery_lib.models import activations, tokens
+from surgery_lib.models.generation import context_length
+from surgery_lib.surgery import probe
+
+# How deep the probe reads that tells the model's own completions apart, as a share of the depth.
+PROBE_DEPTH = 0.7
+# How many texts of each label that probe is fitted on, at most, and what it reads of each.
+PROBE_TEXTS = 500
+PROBE_TOKENS = 64
+
+Score = Callable[[Sequence[str]], ArrayLike]  # more of the behaviour is higher
+
+
+@dataclass(frozen=True, eq=False)
+class Own:
+    """Completions, prompt after prompt, `samples` of each.
+
+    `prompts` and `tails` hold token ids, one list a completion; `scores` (completions,) are higher
+    for more of the behaviour. `asked` prompts, `forward` tokens and `labels` texts were read.
+    """
+
+    prompts: list[list[int]]
+    tails: list[list[int]]
+    scores: Tensor
+    samples: int
+    asked: int
+    labels: int
+    forward: int
+
+    @property
+    def read_again(self) -> int:
+        """Tokens of all completions with their prompts."""
+        return sum(len(a) + len(b) for a, b in zip(self.prompts, self.tails, strict=True))
+
+
+def write(
+    lesson: Lesson,
+    *,
+    prompts: int = 128,
+    samples: int = 8,
+    new_tokens: int = 20,
+    score: Score | None = None,
+    progress: bool = False,
+) -> Own:
+    """What the model answers to the training prompts, scored by a linear probe or by `score`.
+
+    The probe is fitted on the labelled texts, and reads a completion without its prompt.
+
+    Raises:
+        UserError: There are no training prompts.
+    """
+    model, tokenizer = lesson.model, lesson.tokenizer
+    asked = list(lesson.data.prompts)[:prompts]
+    if not asked:
+        raise UserError("there are no training prompts; give some, or take pairs from 'texts'")
+    longest = context_length(model)
+    limit = None if longest is None else longest - new_tokens
+    rows = [ids[-limit:] if limit else ids for ids in tokenizer(asked)["input_ids"]]
+    written = lesson.completions(
+        asked, samples, max_new_tokens=new_tokens, truncate=True, progress=progress
+    )
+    flat = [text for texts in written for text in texts]
+    tails = tokenizer(flat, add_special_tokens=False)["input_ids"]
+    forward = sum(len(ids) for ids in tails) + samples * sum(len(ids) for ids in rows)
+    labels = 0
+    if score is None:
+        scores, labels, read = _probe_scores(lesson, flat, progress)
+        forward += read
+    else:
+        scores = torch.tensor(np.asarray(score(flat)), dtype=torch.float32)
+    repeated = [row for row in rows for _ in range(samples)]
+    return Own(repeated, tails, scores, samples, len(asked), labels, forward)
+
+
+def _probe_scores(lesson: Lesson, texts: Sequence[str], progress: bool) -> tuple[Tensor, int, int]:
+    """Scores (texts,), and how many labelled texts and tokens they took."""
+    model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
+    layer = round(PROBE_DEPTH * (activations.n_layers(model) - 1))
+    kept = {label: data.of(label)[:PROBE_TEXTS] for label in (0, 1)}
+    labels = [label for label in kept for _ in kept[label]]
+    filled = [text or " " for text in texts]
+    read = [*kept[0], *kept[1], *filled]
+    # The first token's state is many times as long as the others' on some models.
+    states = activations.pooled_states(
+        model,
+        tokenizer,
+        read,
+        layers=[layer],
+        pooling="after_first",
+        max_tokens=PROBE_TOKENS,
+        progress=progress,
+    )
+    fitted, judged = states[: len(labels)], states[len(labels) :, 0]
+    (found,) = probe.fit(fitted, labels, estimator="logistic", layers=[layer])
+    count = sum(len(ids) for ids in tokens.tokenize(model, tokenizer, read, PROBE_TOKENS))
+    return found.score(judged), len(labels), count
