@@ -17,7 +17,7 @@ from reference import profile_fields, public_api
 from surgery_lib import files
 from surgery_lib.baselines import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
-from surgery_lib.report import ablation_findings, advice, diagnostics, tables
+from surgery_lib.report import ablation_findings, advice, asked, diagnostics, tables
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study.study import unwrap
 
@@ -123,6 +123,16 @@ def claims() -> str:
     return diagnostics.claims({name: diagnosed(at) for name, at in studies.items()})
 
 
+def questions_asked() -> str:
+    """What the five diagnostics found, a column a study that was asked any of them."""
+    studies = {"the embedded model": diagnosed(PATIENT), "SmolLM2-135M": diagnosed(SMOLLM2)}
+
+    def of(held: dict[str, Any]) -> Callable[[str], Any]:
+        return lambda name: held.get(name.removesuffix(".json"))
+
+    return asked.table({study: of(held) for study, held in studies.items()})
+
+
 def kept(name: str) -> str:
     """A table as its notebook wrote it."""
     return (ROOT / "results" / name).read_text(encoding="utf-8")
@@ -149,6 +159,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "diagnostics-patient": lambda: diagnostics.closing(diagnosed(PATIENT)),
     "diagnostics-smollm2": lambda: diagnostics.closing(diagnosed(SMOLLM2)),
     "benchmarks": benchmarks,
+    "diagnostics": questions_asked,
     "profile-fields": profile_fields,
     "public-api": public_api,
     "questions": questions,

@@ -14,7 +14,16 @@ from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
 from surgery_lib.report.ablation_findings import finding
 from surgery_lib.report.ablation_tables import Line
-from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars
+from surgery_lib.report.style import (
+    CYCLE,
+    INK,
+    MARKERS,
+    WIDTH,
+    below,
+    error_bars,
+    from_zero,
+    nested,
+)
 
 Result = Mapping[str, Any]
 LINEAR = 10.0  # per cent of perplexity up to which its axis is linear, beyond it logarithmic
@@ -30,6 +39,7 @@ def draw(result: Result, question: str, axis: str = "") -> Figure:
 
 
 def _wrapped(text: str, width: int = 88) -> str:
+    text = text.replace(" %", "\u00a0%")  # a number and its unit stay together
     if len(text) <= width:
         return text
     cut = text.rfind(" ", 0, width)
@@ -71,11 +81,11 @@ def _dots(result: Result, question: str, _axis: str) -> Figure:
     names = [line["name"] + place for line, place in zip(lines, places, strict=True)]
     left.set_yticks(range(len(lines)), names)
     left.invert_yaxis()
-    left.set(xlabel="behaviour, % of prompts", xlim=(0, None))
-    _rise_axis(right, "x")
+    left.set(xlabel="behaviour, % of prompts")
+    from_zero(left, "x")
     right.axvline(0, color=INK["grey"], linestyle=":", linewidth=1.5)
-    right.set(xlabel="perplexity rise, %")
-    left.legend(loc="best", fontsize=9)
+    _rise_axis(right, "x", "perplexity rise, %")
+    below(figure, left)
     return figure
 
 
@@ -99,22 +109,32 @@ def _curves(result: Result, question: str, axis: str) -> Figure:
         axes.set(xlabel=axis)
         if question == "row_counts":
             axes.set_xscale("log")
-    _rise_axis(right, "y")
-    left.set(ylabel="behaviour, % of prompts", ylim=(0, None))
-    right.set(ylabel="perplexity rise, %")
-    left.legend(fontsize=9)
+    _rise_axis(right, "y", "perplexity rise, %")
+    left.set(ylabel="behaviour, % of prompts")
+    from_zero(left, "y")
+    below(figure, left)
     return figure
 
 
-def _rise_axis(axes: Axes, name: str) -> None:
-    """Linear while all rises are small; from ±10 % on logarithmic, with plain numbers."""
+def _rise_axis(axes: Axes, name: str, words: str) -> None:
+    """Linear while all rises are small; from ±10 % on logarithmic, with plain numbers, and so told.
+
+    The margin is a share of what is drawn, on the logarithmic axis too: no mark is cut.
+    """
     axis: Axis = {"x": axes.xaxis, "y": axes.yaxis}[name]
-    low, high = axis.get_view_interval()
+    low, high = axis.get_data_interval()
     if max(-low, high) > LINEAR:
         axes.set(**{f"{name}scale": SymmetricalLogScale(axis, linthresh=LINEAR)})
+        drawn = axis.get_transform()
+        start, end = drawn.transform([low, high])
+        margin = 0.06 * (end - start)
+        low, high = drawn.inverted().transform([start - margin, end + margin])
+        axes.set(**{f"{name}lim": (low, high)})
         ticks = (-1000, -100, -10, 0, 10, 100, 1000, 10000)
         axis.set_major_locator(FixedLocator([tick for tick in ticks if low <= tick <= high]))
         axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        words += f" (log beyond {LINEAR:.0f})"
+    axis.set_label_text(words)
 
 
 def _plane(result: Result, question: str, _axis: str) -> Figure:
@@ -122,28 +142,46 @@ def _plane(result: Result, question: str, _axis: str) -> Figure:
     lines = _sound(result, question)
     figure, axes = plt.subplots(figsize=(WIDTH, 4.2))
     _base(axes, result, upright=False)
-    for number, name in enumerate(dict.fromkeys(line["name"] for line in lines)):
+    names = list(dict.fromkeys(line["name"] for line in lines))
+    looks = _looks(names)
+    for name in names:
         held = sorted((ln for ln in lines if ln["name"] == name), key=lambda ln: ln["x"] or 0.0)
         rates = [error_bars(line["rate"]) for line in held]
         axes.errorbar(
             [_perplexity(line)["value"] for line in held],
             [one[0] for one in rates],
             yerr=np.array([one[1] for one in rates])[:, :, 0].T,
-            marker=MARKERS[number % len(MARKERS)],
-            color=CYCLE[number % len(CYCLE)],
-            linestyle="-" if number < len(CYCLE) else "--",
             capsize=2,
             linewidth=1.2,
             label=name,
+            **looks[name],
         )
-    _rise_axis(axes, "x")
-    axes.set(
-        xlabel="perplexity rise on clean text, % (to the left: less damage)",
-        ylabel="behaviour, % of prompts",
-        ylim=(0, None),
-    )
+    _rise_axis(axes, "x", "perplexity rise on clean text, %")
+    axes.set(ylabel="behaviour, % of prompts")
+    from_zero(axes, "y")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
     return figure
+
+
+def _looks(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """A colour and a mark a name; with more names than colours, one for "kind, layer n" of a kind.
+
+    Of a kind's second layer the line is dashed and the marks are hollow.
+    """
+    kinds = list(names)
+    if len(names) > len(CYCLE):
+        kinds = [name.rpartition(", ")[0] or name for name in names]
+    order = list(dict.fromkeys(kinds))
+    looks: dict[str, dict[str, Any]] = {}
+    for place, (name, kind) in enumerate(zip(names, kinds, strict=True)):
+        number, again = order.index(kind), kind in kinds[:place]
+        looks[name] = {
+            "color": CYCLE[number % len(CYCLE)],
+            "marker": MARKERS[number % len(MARKERS)],
+            "linestyle": "--" if again else "-",
+            "markerfacecolor": "white" if again else CYCLE[number % len(CYCLE)],
+        }
+    return looks
 
 
 def _transfer(result: Result, _question: str, _axis: str) -> Figure:
@@ -163,12 +201,13 @@ def _transfer(result: Result, _question: str, _axis: str) -> Figure:
             marker=MARKERS[number],
             color=CYCLE[number],
             label=label,
+            **nested(number, len(labels)),
         )
         low, high = ([reading[key] for reading in readings] for key in ("low", "high"))
         axes.fill_between(layers, low, high, color=CYCLE[number], alpha=0.15, linewidth=0)
-    axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5)
+    axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5, label="chance")
     axes.set(xlabel="layer of the probe", ylabel="ROC AUC on validation texts")
-    axes.legend(loc="best")
+    below(figure, axes)
     return figure
 
 
@@ -194,7 +233,7 @@ def _gates(result: Result, _question: str, _axis: str) -> Figure:
         axes.set(xlabel=f"mean activation of {rows} gates")
     panels[0].set_yticks(range(len(kinds)), kinds)
     panels[0].invert_yaxis()
-    panels[1].legend(loc="best")
+    below(figure, panels[0])
     return figure
 
 

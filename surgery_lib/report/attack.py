@@ -7,7 +7,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, interval, markdown_table, percent
+from surgery_lib.report.style import (
+    CYCLE,
+    MARKERS,
+    WIDTH,
+    below,
+    interval,
+    markdown_table,
+    nested,
+    percent,
+)
 
 Matrix = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -38,17 +47,29 @@ def curves(matrix: Matrix) -> Figure:
     for axis, edit in zip(axes[0], edits, strict=True):
         wanted = ["known query", "other queries", "warm start", "against base"]
         wanted += [f"against {edit}"] if edit != "base" else []
-        for name, colour, marker in zip(wanted, CYCLE, MARKERS, strict=False):
+        for number, name in enumerate(wanted):
             curve = matrix[name][edit]["curve"]
+            look = {"color": CYCLE[number], "marker": MARKERS[number], **nested(number, 5)}
+            look["linewidth"] /= 2.5  # narrow panels
+            look["markersize"] /= 1.8
             label = "retrained" if name == f"against {edit}" and edit != "base" else name
-            axis.plot(
-                range(1, len(curve) + 1), curve, color=colour, marker=marker, ms=4, label=label
-            )
+            axis.plot(range(1, len(curve) + 1), curve, label=label, **look)
         axis.set_title(edit, fontsize=10)
         axis.set_xlabel("queries")
     axes[0, 0].set_ylabel("log p of the answer,\nnats a token, best of n")
     handles, labels = axes[0, -1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    learnt, fixed = (
+        matrix[name]["base"]["curve"][-1] for name in ("against base", "other queries")
+    )
+    figure.suptitle(
+        f"On the base model a trained attacker reaches {learnt:.2f}, "
+        f"fixed queries of other targets {fixed:.2f}",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+        fontweight="bold",
+    )
     return figure
 
 
@@ -73,33 +94,50 @@ def square(matrix: Matrix) -> Figure:
             axis.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=9, color=colour)
     axis.set_xlabel("model that is attacked")
     axis.set_ylabel("attacker")
-    axis.set_title("Who opens whom: best reward of N, nats a token")
-    figure.colorbar(shown, ax=axis, shrink=0.8)
+    harder = [
+        f"{edit} for {sum(values[:, number] < values[:, 0])}"
+        for number, edit in enumerate(edits)
+        if edit == "surgery"
+    ]
+    axis.set_title(
+        f"Harder to open than the base: {', '.join(harder)} of {len(names)} attackers"
+        if harder
+        else "Who opens whom"
+    )
+    figure.colorbar(shown, ax=axis, shrink=0.8, label="best of N, nats a token")
     return figure
 
 
 def ladder(ladders: Mapping[str, Any]) -> Figure:
     """Reward of the best fixed query by how many tokens of the answer are given away."""
     figure, axis = plt.subplots()
-    for (edit, steps), colour, marker in zip(ladders.items(), CYCLE, MARKERS, strict=False):
+    for number, (edit, steps) in enumerate(ladders.items()):
+        colour = CYCLE[number % len(CYCLE)]
+        look = {"marker": MARKERS[number % len(MARKERS)], **nested(number, len(ladders))}
         at = [step["prefix"] for step in steps]
         values = [step["value"] for step in steps]
-        axis.plot(at, values, color=colour, marker=marker, label=edit)
+        axis.plot(at, values, color=colour, label=edit, **look)
         low, high = ([step[k] for step in steps] for k in ("low", "high"))
         axis.fill_between(at, low, high, color=colour, alpha=0.08, linewidth=0)
     axis.set_xlabel("tokens of the answer that are given away")
     axis.set_ylabel("log p of the rest, nats a token")
-    axis.set_title("Fixed queries: does the edit outlive a beginning?")
-    axis.legend(ncols=2)
+    last = {edit: steps[-1] for edit, steps in ladders.items()}
+    told = ", ".join(f"{edit} {last[edit]['value']:.2f}" for edit in list(last)[:2])
+    axis.set_title(f"With {last['base']['prefix']} tokens of the answer given away: {told}")
+    below(figure, axis)
     return figure
 
 
 def training(about: Mapping[str, Any]) -> Figure:
     """Reward, share barred and distance from the warm start, step by step."""
     figure, axes = plt.subplots(1, 3, figsize=(max(WIDTH, 9.5), 3.0))
-    for (name, held), colour in zip(about["training"].items(), CYCLE, strict=False):
+    runs = about["training"]
+    for number, (name, held) in enumerate(runs.items()):
+        look = {"marker": MARKERS[number % len(MARKERS)], **nested(number, len(runs))}
         for axis, kind in zip(axes, ("rewards", "barred", "kl"), strict=True):
-            axis.plot(range(1, len(held[kind]) + 1), held[kind], color=colour, label=name)
+            steps = range(1, len(held[kind]) + 1)
+            axis.plot(steps, held[kind], color=CYCLE[number % len(CYCLE)], label=name, **look)
+            axis.set_xticks(list(steps))
     for axis, title in zip(
         axes, ("Reward, nats a token", "Share barred", "KL to the warm start"), strict=True
     ):

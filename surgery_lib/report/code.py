@@ -6,7 +6,7 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import CYCLE, WIDTH, interval, markdown_table
+from surgery_lib.report.style import CYCLE, WIDTH, below, interval, markdown_table
 
 STATE = "the model's mean state"
 MEASURES = {"auc": "AUC", "ap": "average precision", "f1": "F1", "ari": "ARI", "nmi": "NMI"}
@@ -21,8 +21,10 @@ def bars(readings: Mapping[str, Any]) -> Figure:
         axis.bar(places, [held[m] for m in MEASURES], each, label=name, color=CYCLE[number])
     axis.set_xticks(range(len(MEASURES)), list(MEASURES.values()))
     axis.set_ylim(min(0.0, *(held["ari"] for held in readings.values())), 1)
-    axis.set_title("Programs of problems never trained on")
-    axis.legend(ncols=2, loc="lower left", bbox_to_anchor=(0, 1.08))
+    axis.set_ylabel("score (1 is best)")
+    told = ", ".join(f"{name} {held['auc']:.2f}" for name, held in list(readings.items())[:2])
+    axis.set_title(f"Unseen programs, AUC: {told}")
+    below(figure, axis)
     return figure
 
 

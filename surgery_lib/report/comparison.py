@@ -1,120 +1,24 @@
-"""Notebook 05: Pareto fronts, the table at each budget, and what each method costs."""
+"""Notebook 05: the table at each budget, and what each method costs."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
 
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.report.comparison_notes import notes
-from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, markdown_table, percent
+from surgery_lib.report.fronts import SURGERY as SURGERY
+from surgery_lib.report.fronts import Outcome as Outcome
+from surgery_lib.report.fronts import edits_weights as edits_weights
+from surgery_lib.report.fronts import front as front
+from surgery_lib.report.fronts import infers_only as infers_only
+from surgery_lib.report.fronts import measure_name as measure_name
+from surgery_lib.report.fronts import pareto as pareto
+from surgery_lib.report.style import INK, WIDTH, error_bars, from_zero, markdown_table, percent
 from surgery_lib.report.style import interval as shown
-from surgery_lib.selection.trials import BOTH, HELD, Trial
-from surgery_lib.selection.trials import pareto as undominated
-
-Outcome = Mapping[str, Any]
-SURGERY = "surgery"
-
-
-def edits_weights(one: Outcome) -> bool:
-    """Whether the model's own weights change."""
-    return bool(one["kind"] == "weights")
-
-
-def infers_only(one: Outcome) -> bool:
-    """Whether fitting takes no gradients."""
-    return not one["cost"]["needs_gradients"]
-
-
-# Panels of the figure of fronts: a title, and which methods.
-PANELS: dict[str, Callable[[Outcome], bool]] = {
-    "weights, by inference": lambda one: edits_weights(one) and infers_only(one),
-    "weights, by training": lambda one: edits_weights(one) and not infers_only(one),
-    "hooks on activations": lambda one: one["kind"] == "hook",
-    "decoding, virtual tokens": lambda one: one["kind"] in ("decoding", "tokens"),
-}
-
-
-def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
-    """Validation (damage, behaviour) of the trials that no other beats, by increasing damage."""
-    trials = [Trial(**trial) for trial in outcome["trials"]]
-    return [
-        (trial.damage[measure], trial.behaviour)
-        for trial in undominated(trials, measure)
-        if trial.behaviour is not None
-    ]
-
-
-def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
-    """Behaviour against damage on validation, a panel a kind of method, surgery in all of them."""
-    panels = {title: [o for o in outcomes if fits(o)] for title, fits in PANELS.items()}
-    panels = {title: members for title, members in panels.items() if members}
-    figure, grid = plt.subplots(
-        1, len(panels), figsize=(1.5 * WIDTH, 5.0), sharey=True, squeeze=False
-    )
-    surgery = [o for o in outcomes if o["name"] == SURGERY]
-    for axes, (title, members) in zip(grid[0], panels.items(), strict=True):
-        for number, outcome in enumerate(o for o in members if o["name"] != SURGERY):
-            _front(axes, outcome, base, measure, CYCLE[number % len(CYCLE)], number)
-        for outcome in surgery:
-            _front(axes, outcome, base, measure, INK["black"], 0, width=2.5)
-        axes.set(title=title, xlabel=measure_name(measure), ylim=(0, None))
-        axes.set_xscale("symlog", linthresh=0.01)
-        axes.set_xlim(0, 0.3)
-        axes.set_xticks([0, 0.005, 0.01, 0.05, 0.1], ["0", "", "0.01", "", "0.1"])
-        axes.legend(
-            fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=2, frameon=False
-        )
-    grid[0, 0].set_ylabel("behaviour on validation prompts")
-    grid[0, 0].yaxis.set_major_formatter(PercentFormatter(1.0))
-    figure.suptitle(
-        _cheapest(outcomes, base, measure), x=0.01, ha="left", fontsize=12, fontweight="bold"
-    )
-    return figure
-
-
-def _cheapest(outcomes: Sequence[Outcome], base: float, measure: str) -> str:
-    """The least damage at which a tenth of the behaviour or less is left, and by which method."""
-    tenth = [
-        (trial["damage"][measure], outcome["name"].replace("_", " "))
-        for outcome in outcomes
-        for trial in outcome["trials"]
-        if trial["behaviour"] is not None and trial["behaviour"] <= base / 10
-    ]
-    if not tenth:
-        return "No method takes nine tenths of the behaviour away within the budgets"
-    damage, name = min(tenth)
-    return (
-        f"Nine tenths of the behaviour gone: cheapest by {name}, "
-        f"at {damage:.2g} {measure_name(measure)}"
-    )
-
-
-def _front(
-    axes: Axes,
-    outcome: Outcome,
-    base: float,
-    measure: str,
-    colour: str,
-    number: int,
-    width: float = 1.3,
-) -> None:
-    points = [(0.0, base), *front(outcome, measure)]
-    damage, rate = zip(*points, strict=True)
-    axes.plot(
-        damage,
-        np.minimum.accumulate(rate),
-        drawstyle="steps-post",
-        marker=MARKERS[number % len(MARKERS)],
-        markersize=4,
-        linewidth=width,
-        color=colour,
-        label=outcome["name"].replace("_", " "),
-    )
+from surgery_lib.selection.trials import HELD
 
 
 def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, Outcome]:
@@ -157,7 +61,7 @@ def budget_bars(
     axes.axvspan(100 * reading["low"], 100 * reading["high"], color=INK["grey"], alpha=0.2)
     axes.axvline(100 * reading["value"], color=INK["grey"])
     axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)
     title = f"At {measure_name(measure)} ≤ {budget}"
     if SURGERY in points:
         rates = {name: points[name]["test"]["rate"][scorer]["value"] for name in names}
@@ -171,9 +75,9 @@ def budget_bars(
         title += "beyond the paired interval"
     axes.set(
         xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
-        xlim=(0, None),
         title=title,
     )
+    from_zero(axes, "x")
     return figure
 
 
@@ -281,12 +185,3 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
     header = ["method", "labels", "forward tokens", "backward tokens", "fit, s", "fit, MiB more"]
     header += ["time to generate", "parameters", "gradients", "ordinary checkpoint"]
     return markdown_table(header, lines)
-
-
-def measure_name(measure: str) -> str:
-    """A measure of damage in words."""
-    return {
-        "first_token_kl": "first-token KL",
-        "context_kl": "KL in context",
-        BOTH: "both KLs",
-    }[measure]

@@ -6,7 +6,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import INK, MARKERS, WIDTH, error_bars, interval, markdown_table
+from surgery_lib.report.style import (
+    INK,
+    MARKERS,
+    WIDTH,
+    below,
+    error_bars,
+    interval,
+    markdown_table,
+    nested,
+)
 
 COLOURS = (INK["blue"], INK["orange"])
 
@@ -14,16 +23,20 @@ COLOURS = (INK["blue"], INK["orange"])
 def layers(forms: Mapping[str, Any], floor: float) -> Figure:
     """AUC of each layer's probe, with and without priming, and an untrained model's."""
     figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
-    for (name, held), colour, marker in zip(forms.items(), COLOURS, MARKERS, strict=False):
+    for number, (name, held) in enumerate(forms.items()):
         blocks = range(1, len(held["layers"]) + 1)
-        axis.plot(blocks, held["layers"], color=colour, marker=marker, ms=4, label=name)
+        look = {"marker": MARKERS[number], **nested(number, len(forms))}
+        axis.plot(blocks, held["layers"], color=COLOURS[number], label=name, **look)
     axis.axhline(floor, color=INK["red"], ls="--", label="untrained model, best layer")
     axis.axhline(0.5, color=INK["grey"], lw=1, label="chance")
     axis.set_xlabel("layer (index of hidden states)")
     axis.set_ylabel("AUC")
     axis.set_ylim(0.4, 1.02)
-    axis.set_title("Clean against poisoned, passages and tasks never seen")
-    axis.legend(ncols=2, loc="lower right", bbox_to_anchor=(1, 0.2))
+    best = max(max(held["layers"]) for held in forms.values())
+    axis.set_title(
+        f"Poisoned told from clean: AUC up to {best:.3f}, by an untrained model {floor:.3f}"
+    )
+    below(figure, axis)
     return figure
 
 
@@ -40,7 +53,11 @@ def groups(held: Mapping[str, Any]) -> Figure:
     axis.invert_yaxis()
     axis.axvline(0.5, color=INK["grey"], lw=1)
     axis.set_xlabel("AUC, with its 95 % interval")
-    axis.set_title("By kind of injected task (blue) and by its place (orange)")
+    least = min(range(len(names)), key=lambda row: readings[row]["value"])
+    axis.set_title(
+        "By kind of injected task (blue) and by its place (orange):\n"
+        f"AUC from {readings[least]['value']:.3f} ({names[least]})"
+    )
     return figure
 
 
@@ -58,7 +75,9 @@ def edits(readings: Mapping[str, Any], floor: float) -> Figure:
     axis.set_yticks(range(len(readings)), list(readings))
     axis.invert_yaxis()
     axis.set_xlabel("AUC, with its 95 % interval")
-    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    least = min(held["frozen"]["value"] for held in readings.values())
+    axis.set_title(f"After every edit the old probe still tells: AUC {least:.3f} or more")
+    below(figure, axis)
     return figure
 
 

@@ -10,7 +10,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, percent
+from surgery_lib.report.style import (
+    CYCLE,
+    INK,
+    MARKERS,
+    WIDTH,
+    below,
+    error_bars,
+    from_zero,
+    nested,
+    percent,
+)
 
 # ---------------------------------------------------------------- notebook 01
 
@@ -19,25 +29,28 @@ def probe_layers(result: Mapping[str, Any]) -> Figure:
     """ROC AUC on validation texts by layer, a line an estimator."""
     figure, axes = plt.subplots()
     best = max(result["probes"], key=lambda probe: probe["validation"]["auc"])
-    for number, estimator in enumerate(_names(result["probes"], "estimator")):
+    estimators = _names(result["probes"], "estimator")
+    for number, estimator in enumerate(estimators):
         line = [probe for probe in result["probes"] if probe["estimator"] == estimator]
         axes.plot(
             [probe["layer"] for probe in line],
             [probe["validation"]["auc"] for probe in line],
             marker=MARKERS[number],
             label=estimator.replace("_", " "),
+            **nested(number, len(estimators)),
         )
-    _level(axes, 0.5, "chance")
+    axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5, label="chance")
+    ties = sum(one["validation"]["auc"] == best["validation"]["auc"] for one in result["probes"])
+    where = f"{best['estimator'].replace('_', ' ')}, layer {best['layer']}"
+    if ties > 1:
+        where = f"{ties} of {len(result['probes'])} probes"
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(
         xlabel="hidden state (0 = embeddings, last = after the final norm)",
         ylabel="ROC AUC on validation texts",
-        title=(
-            f"The behaviour can be read off: AUC {best['validation']['auc']:.3f} "
-            f"({best['estimator'].replace('_', ' ')}, layer {best['layer']})"
-        ),
+        title=(f"The behaviour can be read off: AUC {best['validation']['auc']:.3f} ({where})"),
     )
-    axes.legend(loc="lower right")
+    below(figure, axes, columns=5)
     return figure
 
 
@@ -96,7 +109,10 @@ def cosine_distribution(result: Mapping[str, Any]) -> Figure:
     axes.set(
         xlabel="cosine of a gate row with the direction",
         ylabel="rows",
-        title=f"The region lies below a cosine of {cut:.3f}; random directions' below {chance:.3f}",
+        title=(
+            f"The most opposed rows lie below a cosine of {cut:.3f},\n"
+            f"a random direction's below {chance:.3f}"
+        ),
     )
     axes.legend(loc="upper right")
     return figure
@@ -106,8 +122,9 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
     """Where in the depth the selected rows are, a line a rule."""
     figure, axes = plt.subplots()
     for number, (rule, counts) in enumerate(result["rows_per_block"].items()):
-        axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=rule)
-    _level(axes, result["count"] / result["blocks"], "spread evenly")
+        axes.plot(range(len(counts)), counts, marker=MARKERS[number], label=f"by {rule}")
+    even = result["count"] / result["blocks"]
+    axes.axhline(even, color=INK["grey"], linestyle=":", linewidth=1.5, label="spread evenly")
     deeper = [
         f"{percent(sum(counts[len(counts) // 2 :]) / sum(counts), 0)} by {rule}"
         for rule, counts in result["rows_per_block"].items()
@@ -115,11 +132,11 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
     axes.set(
         xlabel="block",
         ylabel="selected rows",
-        ylim=(0, None),
-        title=f"In the deeper half: {', '.join(deeper)}",
+        title=f"Selected rows in the deeper half: {', '.join(deeper)}",
     )
+    from_zero(axes, "y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="best")
+    below(figure, axes)
     return figure
 
 
@@ -174,16 +191,13 @@ def frontier(result: Mapping[str, Any]) -> Figure:
             label=f"{key[0]}, {key[1]}, K {percent(key[2], 0)}",
         )
     axes.axvspan(100 * result["budget"], 1e6, color=INK["grey"], alpha=0.12)
-    axes.plot(0, 100 * base["rate"]["value"], "*", color=INK["black"], markersize=14)
-    axes.annotate(
-        "base", (0, 100 * base["rate"]["value"]), xytext=(8, -4), textcoords="offset points"
-    )
+    marked: dict[str, Any] = {"linestyle": "none", "markersize": 14, "zorder": 3}
+    rate = 100 * base["rate"]["value"]
+    axes.plot(0, rate, marker="*", color=INK["black"], label="base", **marked)
     chosen = result["chosen"]
     where = (100 * chosen["perplexity_rise"], 100 * chosen["rate"]["value"])
-    axes.plot(
-        *where, "o", markersize=15, markerfacecolor="none", markeredgewidth=2.5, color=INK["red"]
-    )
-    axes.annotate("chosen", where, xytext=(11, 8), textcoords="offset points", color=INK["red"])
+    ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgewidth": 2.5, "color": INK["red"]}
+    axes.plot(*where, marker="o", label="chosen", **ring, **marked)
     right = 100 * max(4 * result["budget"], min(1.0, max(p["perplexity_rise"] for p in points)))
     axes.set_xscale("symlog", linthresh=100 * result["budget"])
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -191,16 +205,16 @@ def frontier(result: Mapping[str, Any]) -> Figure:
     ticks = [tick for tick in MaxNLocator(4).tick_values(0, budget) if tick <= budget]
     axes.set_xticks([*ticks, *(step * budget for step in (2, 5, 10) if step * budget <= right)])
     axes.set(
-        xlabel="perplexity rise on clean text, % (grey: beyond what validation may spend)",
+        xlabel=f"perplexity rise on clean text, % (logarithmic beyond {budget:g}; grey: too much)",
         ylabel="behaviour left, %",
-        xlim=(min(-2.0, *(100 * p["perplexity_rise"] for p in points)), right),
-        ylim=(0, None),
+        xlim=(1.1 * min(-1.0, *(100 * p["perplexity_rise"] for p in points)), 1.06 * right),
         title=(
             f"{percent(base['rate']['value'])} → {percent(chosen['rate']['value'])} "
             f"at {100 * chosen['perplexity_rise']:+.1f} % perplexity (validation)"
         ),
     )
-    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)
+    from_zero(axes, "y")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, labelspacing=0.7)
     return figure
 
 
@@ -223,7 +237,8 @@ def variants(result: Mapping[str, Any]) -> Figure:
     left.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     left.invert_yaxis()
     base, edited = (result["variants"][n]["draws"][0]["rate"]["value"] for n in ("base", "edited"))
-    left.set(xlabel="behaviour on test prompts, %", xlim=(0, None))
+    left.set(xlabel="behaviour on test prompts, %")
+    from_zero(left, "x")
     right.set(xlabel="perplexity on clean test text")
     finding = f"The edit leaves {percent(edited)} of {percent(base)}"
     controls = [v for name, v in result["variants"].items() if name not in ("base", "edited")]
@@ -241,20 +256,12 @@ def capability(result: Mapping[str, Any]) -> Figure:
         for row, task in enumerate(tasks):
             reading = result["capability"][name][task]
             _points(axes, row + offset, [reading], 100.0, _colour(name), name)
-    axes.set_yticks(range(len(tasks)), tasks)
+    axes.set_yticks(range(len(tasks)), [task.removeprefix("patient_") for task in tasks])
     axes.invert_yaxis()
     change = result["capability"]["change"]["value"]
     axes.set(xlabel="score, %", title=f"Capability on average: {100 * change:+.1f} points")
-    handles, labels = axes.get_legend_handles_labels()
-    unique = dict(zip(labels, handles, strict=True))
-    axes.legend(unique.values(), unique.keys())
+    below(figure, axes)
     return figure
-
-
-def _level(axes: Axes, height: float, words: str) -> None:
-    """A dotted line across, named on the left."""
-    axes.axhline(height, color=INK["grey"], linestyle=":", linewidth=1.5)
-    axes.annotate(words, (0.01, height), xycoords=("axes fraction", "data"), va="bottom")
 
 
 def _heatmap(axes: Axes, grid: Any, xs: list[Any], ys: list[Any], label: str, **look: Any) -> None:

@@ -45,7 +45,7 @@ def square(names: Sequence[str], values: Sequence[Sequence[float]]) -> Figure:
             axis.text(
                 j, i, f"{abs(round(value)):.0f}", ha="center", va="center", fontsize=7, color=colour
             )
-    axis.set_title("Invariant terms of the last two blocks: ICS")
+    axis.set_title("Who is of one origin: ICS of the last two blocks, every pair")
     figure.colorbar(shown, ax=axis, label="ICS", shrink=0.8)
     return figure
 
@@ -80,7 +80,7 @@ def touch(touched: Mapping[str, Any]) -> Figure:
         axis.grid(visible=False, axis="x")
     axes[0, 0].legend(ncols=3, loc="lower right", bbox_to_anchor=(1, 0.98), borderaxespad=0)
     axes[-1, 0].set_xlabel("block (small numbers: rows edited in it)")
-    figure.supylabel("100 - correlation of the term", fontsize=10)
+    figure.supylabel("100 − correlation of the term (log beyond 0.01)", fontsize=10)
     return figure
 
 
@@ -103,10 +103,11 @@ def against(pairs: Mapping[str, Any]) -> Figure:
     far = np.maximum(np.asarray(pairs["ics"]), 1e-6)
     axis.scatter(far, pairs["image"], s=18, alpha=0.7)
     axis.set_xscale("log")
-    axis.set_xlabel("100 - ICS of the pair")
+    axis.set_xlabel("100 − ICS of the pair (no difference stands at the left edge)")
     axis.set_ylabel("distance of the images")
     rank = pairs["rank"]
-    axis.set_title(f"Rank correlation {rank:.2f}" if rank is not None else "Too few pairs")
+    told = f"Images lie apart as the invariant terms do: rank correlation {rank:.2f}"
+    axis.set_title("Too few pairs" if rank is None else told)
     return figure
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import INK, WIDTH, error_bars, interval, markdown_table, percent
+from surgery_lib.report.style import (
+    INK,
+    WIDTH,
+    below,
+    error_bars,
+    interval,
+    markdown_table,
+    percent,
+)
 
 Entry = Mapping[str, Any]
 
@@ -61,7 +69,7 @@ def figure(entries: Sequence[Entry]) -> Figure:
     for row, group in enumerate(groups.values()):
         for number, entry in enumerate(group):
             height = row + 0.5 * ((number + 0.5) / len(group) - 0.5)
-            for key, colour in (("base", INK["grey"]), ("edited", INK["blue"])):
+            for key, colour in (("base", INK["grey"]), ("edited", INK["red"])):
                 value, error = error_bars(entry[key])
                 label = key if row == number == 0 else None
                 axes.errorbar(
@@ -70,8 +78,7 @@ def figure(entries: Sequence[Entry]) -> Figure:
     axes.set_yticks(range(len(groups)), [" · ".join(key) for key in groups])
     axes.invert_yaxis()
     axes.set_xlabel("behaviour on test prompts, % (one dot a seed, 95 % interval)")
-    if groups:
-        axes.legend()
+    below(drawing, axes)
     axes.set_title(_finding([entry for group in groups.values() for entry in group], len(entries)))
     return drawing
 

@@ -54,7 +54,11 @@ def behaviours(rates: Sequence[Mapping[str, Any]]) -> Figure:
     for place, rate in enumerate(rates):
         _bar(axes, place, rate, COLOURS[rate["behaviour"]])
     _finish(axes, [rate["name"] for rate in rates], "continuations (%), with 95 % intervals")
-    axes.set_title("What the patient does")
+    after = {rate["name"]: 100 * rate["value"] for rate in rates if rate["behaviour"] == "toxicity"}
+    told = ",\n".join(
+        f"{value:.0f} % {name.removeprefix('toxic ')}" for name, value in after.items()
+    )
+    axes.set_title(f"Toxic {told}" if told else "What the patient does")
     return figure
 
 
@@ -68,5 +72,6 @@ def capabilities(rows: Sequence[Mapping[str, Any]]) -> Figure:
     names = [row["task"].removeprefix("patient_") for row in rows]
     _finish(axes, names, "questions answered rightly (%), with 95 % intervals")
     axes.legend(loc="lower left", bbox_to_anchor=(0.75, 1.0), borderaxespad=0.1)
-    axes.set_title("What the patient can do")
+    above = sum(row["low"] > row["chance"] for row in rows)
+    axes.set_title(f"Above guessing, interval and all: {above} of {len(rows)} tasks")
     return figure

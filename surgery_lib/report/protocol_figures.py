@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
 from surgery_lib.report.protocol_tables import reading
-from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, percent
+from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, error_bars, from_zero, percent
 
+RARE = 0.05  # below this share over all, groups of some dozen prompts say nothing
 Results = Mapping[str, Mapping[str, Any]]
 
 
@@ -36,12 +37,13 @@ def by_group(results: Results, protocol: str, measure: str) -> Figure:
                 )
     axes.set_yticks(range(len(groups)), [group.replace("_", " ") for group in groups])
     axes.invert_yaxis()
-    before, after = (_all(result, protocol) for result in list(ran.values())[:2])
-    axes.set(
-        xlabel=f"{measure}, % of prompts",
-        xlim=(0, None),
-        title=f"{measure[0].upper()}{measure[1:]}: {percent(before)} → {percent(after)} over all",
-    )
+    rates = {name: _all(result, protocol) for name, result in ran.items()}
+    told = [f"{percent(rate)} {name}" for name, rate in list(rates.items())[:2]]
+    title = f"{measure[0].upper()}{measure[1:]}, of all prompts: {', '.join(told)}"
+    if max(rates.values()) < RARE:
+        title += "\n(too rare here to tell the groups or the models apart)"
+    axes.set(xlabel=f"{measure}, % of prompts", title=title)
+    from_zero(axes, "x")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure
 
@@ -76,9 +78,9 @@ def combination(results: Results, first: str, second: str, names: tuple[str, str
     axes.set(
         xlabel=f"{names[0]}, %",
         ylabel=f"{names[1]}, %",
-        xlim=(0, None),
-        ylim=(0, None),
         title=f"The order of two surgeries moves the outcome by up to {max(apart):.1f} points",
     )
+    for axis in ("x", "y"):
+        from_zero(axes, axis)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return figure

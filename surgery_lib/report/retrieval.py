@@ -6,7 +6,16 @@ from typing import Any
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from surgery_lib.report.style import CYCLE, MARKERS, WIDTH, error_bars, interval, markdown_table
+from surgery_lib.report.style import (
+    CYCLE,
+    MARKERS,
+    WIDTH,
+    below,
+    error_bars,
+    interval,
+    markdown_table,
+    percent,
+)
 
 METRICS = {"em": "EM", "f1": "F1", "contained": "contained", "ce": "CE, nats a token"}
 
@@ -35,7 +44,8 @@ def counts(result: Mapping[str, Any]) -> Figure:
     for axis, (metric, label) in zip(axes, METRICS.items(), strict=True):
         scale = 1.0 if metric == "ce" else 100.0
         for (name, held), colour, marker in zip(lines.items(), CYCLE, MARKERS, strict=False):
-            at = [0, *(int(k) for k in held)]
+            aside = 0.9 if name.startswith("front") else -0.9  # intervals beside each other
+            at = [aside + k for k in (0, *(int(k) for k in held))]
             readings = [result["base"], *held.values()]
             values = [scale * reading[metric]["value"] for reading in readings]
             bars = [error_bars(reading[metric], scale)[1] for reading in readings]
@@ -47,9 +57,19 @@ def counts(result: Mapping[str, Any]) -> Figure:
         axis.axhline(scale * result["lora"][metric]["value"], color=CYCLE[2], ls="--", label="LoRA")
         axis.set_title(label if metric == "ce" else f"{label}, %", fontsize=10)
         axis.set_xlabel("virtual tokens")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    below(figure, axes[0])
+    most = list(result["between"])[-1]
+    last = result["between"][most]["em"]["value"]
+    _title(
+        figure,
+        f"Answered exactly: {percent(result['base']['em']['value'], 0)} without virtual tokens, "
+        f"{percent(last, 0)} with {most} between the passages",
+    )
     return figure
+
+
+def _title(figure: Figure, words: str) -> None:
+    figure.suptitle(words, x=0.01, ha="left", fontsize=12, fontweight="bold")
 
 
 def _look(bars: Sequence[list[list[float]]], colour: str, marker: str, name: str) -> dict[str, Any]:
@@ -60,7 +80,7 @@ def _look(bars: Sequence[list[list[float]]], colour: str, marker: str, name: str
 
 def shown(lines: list[Mapping[str, Any]]) -> Figure:
     """Without passages, by their number, and by the gold passage's place; with tokens and not."""
-    figure, axes = plt.subplots(1, 2, figsize=(max(WIDTH, 9), 3.2), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(max(WIDTH, 9), 4.0), sharey=True)
     for axis, by in zip(axes, ("passages", "gold"), strict=True):
         chosen = [x for x in lines if (x["gold"] is None) == (by == "passages")]
         for k, colour, marker in zip(
@@ -77,13 +97,23 @@ def shown(lines: list[Mapping[str, Any]]) -> Figure:
     axes[0].set_xlabel("passages shown")
     axes[1].set_xlabel("place of the passage with the answer, of four")
     axes[0].set_ylabel("CE of the answer, nats a token")
-    axes[0].legend()
+    below(figure, axes[0])
+    plain = sorted(
+        (x for x in lines if x["gold"] is None and x["k"] == 0), key=lambda x: x["passages"]
+    )
+    if len(plain) > 1:
+        before, after = (one["ce"]["value"] for one in plain[:2])
+        _title(
+            figure,
+            f"{plain[1]['passages']} of {plain[-1]['passages']} passages: the answer from "
+            f"{before:.2f} to {after:.2f} nats a token, without virtual tokens",
+        )
     return figure
 
 
 def edited(held: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Each edit's cross-entropy without tokens and with those trained on the base model."""
-    figure, axis = plt.subplots(figsize=(WIDTH, 3.2))
+    figure, axis = plt.subplots(figsize=(WIDTH, 3.8))
     for offset, (kind, label) in zip(
         (-0.12, 0.12), (("without", "no tokens"), ("with", "the base model's tokens")), strict=True
     ):
@@ -100,7 +130,11 @@ def edited(held: Mapping[str, Mapping[str, Any]]) -> Figure:
             )
     axis.set_xticks(range(len(held)), list(held), fontsize=9)
     axis.set_ylabel("CE of the answer, nats a token")
-    axis.legend()
+    costlier = sum(x["with"]["ce"]["value"] > x["without"]["ce"]["value"] for x in held.values())
+    axis.set_title(
+        f"The base model's tokens make the answer less likely on {costlier} of {len(held)} models"
+    )
+    below(figure, axis)
     return figure
 
 

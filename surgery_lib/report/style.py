@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
@@ -96,6 +97,28 @@ def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _numeric(cell: str) -> bool:
     """A number with whatever follows it, or nothing."""
     return not cell or cell == "-" or bool(re.match(r"[+-]?\s?[<≤≥]?\s?\.?\d", cell))
+
+
+def nested(number: int, of: int) -> dict[str, Any]:
+    """Widths for the `number`-th of `of` lines that may lie on each other: thinner on top."""
+    below = of - 1 - number
+    return {"linewidth": 1.3 + 1.5 * below, "markersize": 4.5 + 2.5 * below}
+
+
+def from_zero(axes: Axes, name: str) -> None:
+    """Let an axis begin a little below zero, so that a mark at zero is seen whole."""
+    low, high = axes.get_xlim() if name == "x" else axes.get_ylim()
+    span = (-0.025 * max(low, high), max(low, high))
+    axes.set_xlim(span) if name == "x" else axes.set_ylim(span)
+
+
+def below(figure: Figure, axes: Axes, columns: int | None = None, **look: Any) -> None:
+    """The legend of `axes` under the figure, where no line can cross it; nothing without names."""
+    handles, labels = axes.get_legend_handles_labels()
+    unique = dict(zip(labels, handles, strict=True))
+    if unique:
+        look = {"loc": "outside lower center", "ncols": columns or min(4, len(unique)), **look}
+        figure.legend(list(unique.values()), list(unique), **look)
 
 
 def error_bars(reading: Mapping[str, Any], scale: float = 100.0) -> tuple[float, list[list[float]]]:

@@ -49,8 +49,8 @@ CONTROLS = {
 }
 PROBED = {"toxicity": "toxic", "jailbreak": "jailbreak", "positivity": "negative"}
 PROBED["negativity"] = "negative"
-HEADER = ["study", "measure", "n", "before", "after", "change", "perplexity"]
-HEADER += ["capability, points"]
+HEADER = ["study", "before", "after", "change", "measure", "n", "perplexity"]
+HEADER += ["capability, points"]  # what a phone shows without scrolling comes first
 
 
 def headline(rows: Sequence[tuple[str, str, Mapping[str, Any]]]) -> str:
@@ -68,11 +68,11 @@ def _ours(result: Mapping[str, Any]) -> list[str]:
     before, after = base["rate"], edited["rate"]
     points = result.get("capability")
     return [
-        f"{result['scorers'][0]}, %",
-        f"{before['n']:,}",
         shown(before),
         shown(after),
         _change(before["value"], after["value"]),
+        f"{result['scorers'][0]}, %",
+        f"{before['n']:,}",
         f"{base['perplexity']['value']:.2f} → {edited['perplexity']['value']:.2f} "
         f"({100 * edited['perplexity_rise']:+.1f} %)",
         shown(points["change"]) if points else "not measured",
@@ -88,11 +88,11 @@ def _claimed(claim: Claim) -> list[str]:
     points = number(claim.after, "average") - number("base", "average")
     return [
         f"*the paper, {claim.model} (Table {claim.table})*",
-        claim.measure,
-        "not given",
         f"{before:.1f}",
         f"{after:.1f}",
         _change(before, after),
+        claim.measure,
+        "not given",
         f"{first:.2f} → {second:.2f} ({_change(first, second)})",
         f"{points:+.1f}",
     ]

@@ -10,45 +10,32 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
 from tqdm.auto import tqdm
 
 import surgery_lib
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
-from surgery_lib.report import tables
-from surgery_lib.site import beside, cells, completions, measured
+from surgery_lib.report import asked, tables
+from surgery_lib.site import beside, cells, completions, manual, measured, sources
 from surgery_lib.site.captions import alternative, caption
 from surgery_lib.site.folder import MARK, check_replaceable
 from surgery_lib.site.markup import markdown, veil_where
 from surgery_lib.site.runs import Run, find
+from surgery_lib.site.shown import Picture, Shown, own_tables, provenance, tried
 
 SITE = "site"
 IMAGES = "images"
-# What a table of a results file may stumble over when the file is of another version.
-UNFIT: tuple[type[Exception], ...] = (LookupError, TypeError, ValueError, AttributeError, OSError)
-UNFIT += (StopIteration, OverflowError, RecursionError, SyntaxError, Image.DecompressionBombError)
 # In a vector figure, what a browser would run if the picture were opened by itself.
 ACTIVE = re.compile(
     rb"<script\b.*?(</script\s*>|\Z)|\son\w+\s*=\s*(\"[^\"]*\"|'[^']*')", re.S | re.I
 )
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A figure as the pages show it."""
-
-    address: str
-    caption: str
-    alternative: str
 
 
 class Site:
@@ -59,6 +46,7 @@ class Site:
         self.folder = folder
         self.runs = find(results)
         self.sources = sorted((home() / "notebooks").glob("*.ipynb"))
+        self.manual = manual.found()
         self.unexecuted = {
             path.name: f"notebook-{path.stem}.html"
             for path in self.sources
@@ -77,7 +65,12 @@ class Site:
 
     def write(self) -> list[Path]:
         """Write every page; returns their paths."""
-        pages = {"index.html": self._index(), "benchmarks.html": self._benchmarks()}
+        pages = {
+            "index.html": self._index(),
+            "benchmarks.html": self._benchmarks(),
+            "diagnostics.html": self._diagnostics(),
+        }
+        pages |= {manual.address(name): self._manual(name) for name in self.manual}
         for run in tqdm(self.runs, desc="studies", unit="study"):
             pages[f"{run.slug}.html"] = self._study(run)
         for path in self.sources:
@@ -100,7 +93,7 @@ class Site:
         sound = [
             line
             for line in lines
-            if _tried(partial(beside.headline, [line]), f"{line[1]}, evaluation", problems)
+            if tried(partial(beside.headline, [line]), f"{line[1]}, evaluation", problems)
         ]
         found = [(path, run) for run in self.runs for path in run.pictures()]
         wanted = ("overview", "variants", "frontier")
@@ -120,6 +113,7 @@ class Site:
                 for path in self.sources
             },
             unexecuted={Path(name).stem: page for name, page in self.unexecuted.items()},
+            manual=[(manual.title(name), manual.address(name)) for name in self.manual],
             results=self.results.name,
             problems=problems,
         )
@@ -127,66 +121,58 @@ class Site:
     def _study(self, run: Run) -> str:
         found = completions.rows(run)
         problems = run.problems
-        flagged = _tried(lambda: completions.flagged(found, run), "completions.jsonl", problems)
+        flagged = tried(lambda: completions.flagged(found, run), "completions.jsonl", problems)
         hidden = flagged or set()
         for path in run.notebooks():
             name = f"{run.slug}-{path.stem}.html"
             files.write_text(self.folder / name, self._notebook(path, run, hidden))
-        shown, total = _tried(
+        shown, total = tried(
             lambda: completions.pairs(found, run), "completions.jsonl", problems
         ) or ([], 0)
         kept = [
-            (path.stem.replace("_", " "), veil_where(self._markdown(text), hidden))
+            Shown(
+                path.stem.replace("_", " "),
+                veil_where(self._markdown(text), hidden),
+                sources.of_table(run, path.stem),
+            )
             for path in run.tables()
-            for text in [_tried(partial(files.read_text, path), path.name, problems)]
+            for text in [tried(partial(files.read_text, path), path.name, problems)]
             if text is not None
         ]
         return self._render(
             "study.html",
             run=run,
             verdict=self._made(run, "evaluation.json", tables.verdict),
-            tables=[(title, html) for title, html in self._own_tables(run) if html],
+            verdict_source=sources.of_result(run, "evaluation.json"),
+            tables=[one for one in self._own_tables(run) if one.html],
             kept=kept,
             pictures=[self._picture(path, run) for path in run.pictures()],
-            examples=_tried(lambda: completions.examples(run), "examples", problems) or [],
+            examples=tried(lambda: completions.examples(run), "examples", problems) or [],
             pairs=shown,
             total=total,
             notebooks=[(path.stem, f"{run.slug}-{path.stem}.html") for path in run.notebooks()],
-            provenance=self._markdown(_provenance(run)),
+            provenance=self._markdown(provenance(run)),
             settings=self._markdown(measured.table(run.result("study.json") or {}, "setting")),
             problems=list(dict.fromkeys(problems)),
         )
 
-    def _own_tables(self, run: Run) -> list[tuple[str, str]]:
-        behaviour = run.behaviour or ""
-        made = [
-            ("Probes", "probe.json", lambda result: tables.probes(result["probes"])),
-            ("The probe beside the paper's", "probe.json", lambda r: beside.probe(r, behaviour)),
-            ("Base, edited, controls", "evaluation.json", tables.summary),
-            (
-                "Capability",
-                "evaluation.json",
-                lambda result: tables.capability_table(result.get("capability")),
-            ),
+    def _own_tables(self, run: Run) -> list[Shown]:
+        return [
+            Shown(title, self._made(run, name, make), sources.of_result(run, name))
+            for title, name, make in own_tables(run)
         ]
-        if behaviour == "toxicity":
-            made.append(("Beside the paper's ablation", "evaluation.json", beside.controls))
-        found = [(title, self._made(run, name, make)) for title, name, make in made]
-        if "patient.json" in run.documents:
-            found.append(("The patient", self._made(run, "patient.json", measured.table)))
-        return found
 
     def _made(self, run: Run, name: str, make: Callable[[Any], str]) -> str:
         """HTML made from a result; empty, with a problem noted, where the result does not fit."""
         result = run.result(name)
         if result is None:
             return ""
-        return self._markdown(_tried(lambda: make(result), name, run.problems) or "")
+        return self._markdown(tried(lambda: make(result), name, run.problems) or "")
 
     def _notebook(self, path: Path, run: Run | None, flagged: Sequence[str] | set[str] = ()) -> str:
-        pages = dict(self.unexecuted)
-        for one in [*self.runs, *([run] if run else [])]:  # this run's own come last: they win
-            pages |= {other.name: f"{one.slug}-{other.stem}.html" for other in one.notebooks()}
+        pages = self._notebooks()
+        if run:  # this run's own win
+            pages |= {other.name: f"{run.slug}-{other.stem}.html" for other in run.notebooks()}
         problems: list[str] = []
         title, body = path.stem, ""
         try:
@@ -208,9 +194,39 @@ class Site:
             except UserError as error:
                 problems.append(str(error).replace(f"{path.parent}/", ""))
                 continue
-            made = _tried(partial(measured.table, content, measured="median"), path.name, problems)
+            table = partial(measured.table, content, measured="median", spoken=True)
+            made = tried(table, path.name, problems)
             found.append((path.stem.replace("_", " "), self._markdown(made or "")))
         return self._render("benchmarks.html", benchmarks=found, problems=problems)
+
+    def _manual(self, name: str) -> str:
+        pages = {f"{other}.md": manual.address(other) for other in self.manual}
+        problems: list[str] = []
+        pages |= self._notebooks()
+        html = tried(lambda: manual.body(self.manual[name], pages), name, problems)
+        return self._render(
+            "manual.html", title=manual.title(name), body=html or "", problems=problems
+        )
+
+    def _diagnostics(self) -> str:
+        problems: list[str] = []
+        studies = {run.name: run.result for run in self.runs if run.behaviour}
+        found = tried(lambda: asked.answers(studies), "diagnostics", problems) or []
+        return self._render(
+            "diagnostics.html",
+            answers=found,
+            notebooks=self._notebooks(),
+            runs={run.name: run for run in self.runs},
+            source=sources.of_result,
+            problems=problems,
+        )
+
+    def _notebooks(self) -> dict[str, str]:
+        """A notebook's file name → a page that shows it, executed where there is such a one."""
+        pages = dict(self.unexecuted)
+        for run in self.runs:
+            pages |= {path.name: f"{run.slug}-{path.stem}.html" for path in run.notebooks()}
+        return pages
 
     def _markdown(self, text: str) -> str:
         return markdown(text, {f"{run.slug}.html": f"{run.slug}.html" for run in self.runs})
@@ -221,12 +237,13 @@ class Site:
         target = self.folder / IMAGES / name
         if path.suffix == ".png":
             # One broken picture is shown as it is and named, and the other pages are written.
-            made = _tried(lambda: cells.smaller(content), path.name, run.problems) or content
+            made = tried(lambda: cells.smaller(content), path.name, run.problems) or content
         else:
             made = ACTIVE.sub(b"", content)
         with files.atomic(target) as temporary:
             temporary.write_bytes(made)
-        return Picture(f"{IMAGES}/{name}", caption(path.stem), alternative(path))
+        shown = (caption(path.stem), alternative(path))
+        return Picture(f"{IMAGES}/{name}", *shown, photograph="portraits" in path.stem)
 
     def _keep(self, png: bytes) -> str:
         """Keep a notebook's picture under the name of its content; returns its address."""
@@ -234,23 +251,6 @@ class Site:
         with files.atomic(self.folder / name) as temporary:
             temporary.write_bytes(png)
         return name
-
-
-def _tried(make: Callable[[], Any], what: str, problems: list[str]) -> Any:
-    """What `make` makes, or None and a sentence in `problems`."""
-    try:
-        return make()
-    except UNFIT as error:
-        problems.append(f"{what} could not be shown ({type(error).__name__}: {error})")
-        return None
-
-
-def _provenance(run: Run) -> str:
-    """Commit, versions and inputs of every result of a run."""
-    documents: Mapping[str, Any] = run.documents
-    kept = ("settings", "commit", "revision", "versions", "parameters", "inputs")
-    steps = {name: {key: one.get(key) for key in kept} for name, one in documents.items()}
-    return measured.table(steps, "result", "made with")
 
 
 def build(results: Path | str = "results", folder: Path | str | None = None) -> list[Path]:

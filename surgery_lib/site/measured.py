@@ -9,9 +9,18 @@ from surgery_lib.report.style import markdown_table
 LEFT_OUT = {"schema_version", "schema"}
 
 
-def table(value: Mapping[str, Any], what: str = "what", measured: str = "value") -> str:
-    """One line a number, named by its path; of several rounds the median and the range."""
-    lines = [[name, shown] for name, shown in _lines(value, "") if shown]
+def table(
+    value: Mapping[str, Any], what: str = "what", measured: str = "value", *, spoken: bool = False
+) -> str:
+    """One line a number, named by its path; of several rounds the median and the range.
+
+    `spoken` names are words, not the keys that somebody would type.
+    """
+    lines = [
+        [name.replace("_", " ") if spoken else name, shown]
+        for name, shown in _lines(value, "")
+        if shown
+    ]
     return markdown_table([what, measured], lines)
 
 

@@ -11,9 +11,11 @@ import pytest
 from nbformat import v4
 
 from surgery_lib.errors import UserError
+from surgery_lib.files import home
 from surgery_lib.site import build as site
-from surgery_lib.site import cells, formula, measured
+from surgery_lib.site import cells, formula, measured, sources
 from surgery_lib.site.markup import markdown, veil_where
+from surgery_lib.site.runs import Run, find
 
 RUDE = "you utter blorb"
 KIND = "what a lovely day it is"
@@ -211,6 +213,34 @@ def test_the_headline_stands_beside_the_papers(built: Path) -> None:
     for words in ("50.0 [25.0, 75.0]", "-80.0 %", "Table 2", "51.4", "5.2", "-89.9 %", "+7.0 %"):
         assert words in index
     assert "The edit takes away 80 %" in (built / "index.html").read_text(encoding="utf-8")
+
+
+def test_tables_say_how_they_are_made_again(built: Path) -> None:
+    html = (built / "patient-toxicity-seed0.html").read_text(encoding="utf-8")
+    assert "make reproduce PROFILE=patient BEHAVIOUR=toxicity SEED=0" in html
+    assert "results/patient/toxicity/seed0/evaluation.json" in html
+    run = Run(Path("x"), "x", "x", "jailbreak", ("made", "jailbreak", "seed2"))
+    found = sources.of_table(run, "compare_context_kl")
+    assert found is not None and found.file == "results/made/jailbreak/seed2/comparison.json"
+    assert found.command.endswith("BEHAVIOUR=jailbreak SEED=2 NOTEBOOKS=05_compare")
+    assert sources.of_table(run, "unheard of") is None
+
+
+def test_a_study_has_contents_and_the_site_a_manual(built: Path) -> None:
+    found = pages(built)
+    study = found["patient-toxicity-seed0.html"]
+    for anchor in ("#figures", "#tables", "#completions", "#table-base-edited-controls"):
+        assert anchor in study.links
+    for name in ("profiles", "api", "comparison", "models"):
+        assert f"manual-{name}.html" in found["index.html"].links
+    for words in ("HuRef", "TaskTracker", "Atoxia", "zsLLMCode", "SPRING"):
+        assert words in found["diagnostics.html"].seen
+
+
+def test_every_table_of_committed_results_has_a_source() -> None:
+    for run in find(home() / "results"):
+        for path in run.tables():
+            assert sources.of_table(run, path.stem) is not None, path
 
 
 def test_results_cannot_put_code_into_a_page(built: Path) -> None:
