@@ -198,7 +198,7 @@ def class_auc(
     classes, found = np.asarray(labels), {}
     for a, b in combinations(sorted(set(labels)), 2):
         at = np.flatnonzero(np.isin(classes, (a, b)))
-        own = None if groups is None else [groups[i] for i in at]
+        own = None if groups is None else [groups[int(i)] for i in at]
         found[a, b] = clones(vectors[at], classes[at].tolist(), own)["auc"]
     return found
 
