@@ -11,7 +11,8 @@ into the weights that read them (or folding them moves the fingerprint of an unc
 key and value heads repeated as grouped queries use them. Rotary positions are left out, as there.
 
 The n by n terms are never formed: with X = Q R and A the (width, width) kernel, the term is
-Q (R A R^T) Q^T, so that means, norms and products come from (width, width) matrices exactly.
+Q (R A R^T) Q^T, so that means, norms and products come from (width, width) matrices exactly. Terms
+are multiplied out in float32: what that rounds parts equal terms by its square alone.
 """
 
 from collections import Counter
@@ -69,10 +70,10 @@ def read(
         raise UserError("a fingerprint needs two tokens or more; give longer texts to count in")
     rows = model.get_input_embeddings().weight[list(tokens)]  # type: ignore[operator]
     basis, upper = torch.linalg.qr(rows.detach().double().cpu())
-    found = {}
+    found, upper = {}, upper.float()
     for kind in kinds:
         for block, kernel in enumerate(_kernels(model, kind, gained)):
-            found[block, kind] = (upper @ kernel @ upper.t()).float()
+            found[block, kind] = upper @ kernel @ upper.t()
     return Fingerprint(basis, basis.sum(0), found)
 
 
@@ -189,7 +190,7 @@ def heads(model: nn.Module) -> tuple[int, int]:
 
 
 def _kernels(model: nn.Module, kind: str, gained: bool) -> list[Tensor]:
-    """A of each block, (width, width), float64: the term is X A X^T."""
+    """A of each block, (width, width), float32: the term is X A X^T."""
     if kind == "mlp":
         return _mlp_kernels(model, gained)
     if kind not in KINDS:
@@ -213,7 +214,7 @@ def _mlp_kernels(model: nn.Module, gained: bool) -> list[Tensor]:
     parts = [_entries(model, name, gained) for name in ("gate", "up", "down")]
     gate, up, down = (list(part) for part in parts)
     width = layout.hidden_width(model)
-    kernels = [torch.zeros(width, width, dtype=torch.float64) for _ in layout.blocks(model)]
+    kernels = [torch.zeros(width, width) for _ in layout.blocks(model)]
     if up and len(up) != len(gate):
         raise UserError("some of this model's MLPs are gated and some are not; use another term")
     for number, (block, opened) in enumerate(gate):
@@ -223,7 +224,7 @@ def _mlp_kernels(model: nn.Module, gained: bool) -> list[Tensor]:
 
 
 def _entries(model: nn.Module, name: str, gained: bool) -> list[tuple[int, Tensor]]:
-    """(block, rows (units, width)) of every matrix of a kind, float64; none where there is none."""
+    """(block, rows (units, width)) of every matrix of a kind, float32; none where there is none."""
     if name == "up" and all(layout.mlp_of(block).up is None for block in layout.blocks(model)):
         return []
     by_block = gains(model, name) if gained and name in ("gate", "up", "q", "k", "v") else None
@@ -231,8 +232,8 @@ def _entries(model: nn.Module, name: str, gained: bool) -> list[tuple[int, Tenso
     for rows in layout.weight_rows(model, name, editable=False):
         if rows.weight.is_meta or not rows.weight.is_floating_point():
             raise UserError(f"{rows.parameter} is quantized or not in memory; load it in full")
-        weight = rows.weight.detach().double().cpu()
-        found.append((rows.block, weight * by_block[rows.block].double() if by_block else weight))
+        weight = rows.weight.detach().float().cpu()
+        found.append((rows.block, weight * by_block[rows.block].float() if by_block else weight))
     return found
 
 
@@ -248,7 +249,7 @@ def _gain_heads(model: nn.Module, block: int, name: str, weight: Tensor, count: 
     if norm is None:
         return weight
     own = next(iter(norm.parameters()))
-    gain = gain_of(norm, len(own)).double()
+    gain = gain_of(norm, len(own)).float()
     return weight * (gain.repeat(count) if len(gain) == size else gain)[:, None]
 
 

@@ -65,8 +65,8 @@ def _fingerprint(payload: Mapping[str, Any]) -> tuple[str, str]:
     kin = [m["ics"] for m in members if m["kind"] in ("edit", "lossy")]
     told = (
         f"rearranged {facts['lowest_rearranged']:.2f} or more; edited, pruned or rounded "
-        f"{min(kin):.1f} to {max(kin):.1f}; {len(others)} others {min(others):.2f} to "
-        f"{max(others):.2f} (ranges)"
+        f"{min(kin):.1f} to {max(kin):.1f}; {len(others)} others "
+        f"{max(map(abs, others)):.2f} at most (ranges)"
     )
     apart = min(facts["lowest_rearranged"], *kin) > max(map(abs, others))
     return told, "yes" if apart and facts["lowest_rearranged"] > NEARLY else "no"
