@@ -24,6 +24,7 @@ SMALL = {
 }
 
 
+@pytest.mark.slow
 def test_it_runs_and_leaves_a_finished_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

