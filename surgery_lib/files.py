@@ -3,7 +3,8 @@
 Every file is written under a temporary name in its own folder and renamed when it is complete, so
 that a reader sees either the old file or the new one, whatever kills the writer. What is read from
 outside comes through here too: text that is no UTF-8, JSON or YAML that is broken, endless or
-nested without end is a UserError that names the file.
+nested without end is a UserError that names the file. PyTorch is imported where tensors are read or
+written: who runs notebooks, or checks a profile, does without it.
 """
 
 import hashlib
@@ -12,20 +13,22 @@ import os
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
 
 from surgery_lib.errors import UserError
 from surgery_lib.parsing import bounded as bounded
 from surgery_lib.parsing import loads, read_text
 from surgery_lib.parsing import parse_yaml as parse_yaml
+
+if TYPE_CHECKING:
+    import torch
 
 CACHE = "MODEL_SURGERY_CACHE"  # the variable that names another folder for caches
 SMALL_CACHE = 256 << 20  # bytes that a cache of small things may hold
@@ -166,11 +169,16 @@ def is_file(path: Path | str) -> bool:
         return False
 
 
+def _is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
+    """Whether it is a tensor; without PyTorch there is none."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
 def plain(value: Any) -> Any:
     """Turn numpy scalars, arrays and paths into what JSON knows; NaN and infinities become null."""
     if isinstance(value, Mapping):
         return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray | torch.Tensor):
+    if isinstance(value, np.ndarray) or _is_tensor(value):
         return plain(value.tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
@@ -231,13 +239,15 @@ def numbered_jsonl(path: Path | str) -> list[tuple[int, dict[str, Any]]]:
 
 def write_tensors(
     path: Path | str,
-    tensors: Mapping[str, torch.Tensor],
+    tensors: "Mapping[str, torch.Tensor]",
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write named tensors as safetensors, the same bytes for the same contents.
 
     The metadata go under one key: safetensors writes several in an order that differs every time.
     """
+    from safetensors.torch import save_file
+
     header = {HEADER: json.dumps(dict(metadata), sort_keys=True)} if metadata else None
     with atomic(path) as temporary:
         save_file(
@@ -247,10 +257,12 @@ def write_tensors(
         )
 
 
-def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path | str) -> "dict[str, torch.Tensor]":
     """Read named tensors; UserError where the file is missing, truncated or not safetensors."""
     if not is_file(path):
         raise UserError(f"{path} does not exist; run the step that writes it first")
+    from safetensors.torch import load_file
+
     try:
         return load_file(path)
     except (SafetensorError, struct.error, OSError, ValueError, KeyError) as error:
@@ -262,7 +274,7 @@ def read_tensors(path: Path | str) -> dict[str, torch.Tensor]:
 def read_metadata(path: Path | str) -> dict[str, str]:
     """The text metadata in the header of a safetensors file."""
     try:
-        with safe_open(path, framework="pt") as handle:
+        with safe_open(path, framework="numpy") as handle:
             found = dict(handle.metadata() or {})
     except (SafetensorError, OSError, ValueError) as error:
         raise UserError(
@@ -284,7 +296,9 @@ def fingerprint(*parts: Any) -> str:
     """A 16-digit hash of values, the same on every machine: bytes, tensors, what JSON knows."""
     digest = hashlib.sha256()
     for part in parts:
-        if isinstance(part, torch.Tensor):
+        if _is_tensor(part):
+            import torch
+
             raw = part.detach().contiguous().cpu()
             digest.update(f"{raw.dtype}{tuple(raw.shape)}".encode())
             digest.update(raw.flatten().view(torch.uint8).numpy().tobytes())

@@ -1,12 +1,18 @@
 """What many tests need: a tiny random model with its tokenizer on disk, and the mirror."""
 
+import copy
 import json
 import os
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import scripted
+
+from surgery_lib.evaluation import statistics
+from surgery_lib.surgery import estimators
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}\n{% endfor %}"
@@ -31,12 +37,39 @@ TASKS: dict[str, dict[str, Any]] = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that run notebooks and tests that read the mirror are marked as such."""
+    """Tests that run notebooks and tests that read the mirror are marked as such.
+
+    Files with the most slow tests come first: a long one begun last would keep a single core busy.
+    """
+    slow: Counter[Path] = Counter()
     for item in items:
         if "notebooks" in item.path.parts:
             item.add_marker("notebooks")
         if "mirror" in getattr(item, "fixturenames", ()):
             item.add_marker("mirror")
+        slow[item.path] += item.get_closest_marker("slow") is not None
+    items.sort(key=lambda item: -slow[item.path])
+
+
+# Steps of a probe and draws of an interval: seconds each time that few tests have a use for.
+FEWER = {(estimators, "PAPER_STEPS"): 100, (statistics, "RESAMPLES"): 200}
+PUBLISHED = {place: getattr(*place) for place in FEWER}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def fewer() -> Iterator[None]:
+    """Fewer steps and draws than is published, for every test that does not ask `as_published`."""
+    with pytest.MonkeyPatch.context() as patch:
+        for place, number in FEWER.items():
+            patch.setattr(*place, number)
+        yield
+
+
+@pytest.fixture
+def as_published(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many steps and draws as outside of tests."""
+    for place, number in PUBLISHED.items():
+        monkeypatch.setattr(*place, number)
 
 
 @pytest.fixture(scope="session")
@@ -59,12 +92,19 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def tiny(tiny_folder: Path) -> tuple[Any, Any]:
-    """A fresh model and tokenizer of `tiny_folder`; tests may edit them."""
+@pytest.fixture(scope="session")
+def tiny_loaded(tiny_folder: Path) -> tuple[Any, Any]:
+    """Model and tokenizer of `tiny_folder`, to copy: loading takes longer than most tests."""
     from surgery_lib.models import load_model
 
     return load_model(str(tiny_folder))
+
+
+@pytest.fixture
+def tiny(tiny_loaded: tuple[Any, Any]) -> tuple[Any, Any]:
+    """A fresh model and tokenizer of `tiny_folder`; tests may edit them."""
+    model, tokenizer = copy.deepcopy(tiny_loaded)
+    return model, tokenizer
 
 
 @pytest.fixture

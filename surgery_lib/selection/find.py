@@ -233,5 +233,3 @@ def _estimate(model: PreTrainedModel, meter: Evaluator, table: Table, settings: 
         f"{screened} + {swept} edits to try at {seconds:.1f} s each: about "
         f"{max(1, round(seconds * (screened + swept) / 60))} min"
     )
-
-

@@ -90,6 +90,7 @@ def test_a_wrong_column_is_named(tmp_path: Path, tiny_folder: Path) -> None:
         load(path)
 
 
+@pytest.mark.slow
 def test_the_readme_command_leaves_a_finished_folder(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

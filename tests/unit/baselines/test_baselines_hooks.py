@@ -266,9 +266,13 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
     assert set(SURGERY_PAPER.knobs) == {"strength"}
 
 
+@pytest.mark.usefixtures("as_published")
 def test_the_paper_s_form_and_its_control_of_random_rows_stand_on_a_trained_probe(fitted):
     model, methods = fitted
-    ours, control = methods["surgery_paper"], methods["surgery_random_rows"]
+    ours, control = (
+        UNTRAINED[name].fit(model, Letters(), DATA)
+        for name in ("surgery_paper", "surgery_random_rows")
+    )
     assert torch.equal(ours.directions["paper"], control.directions["paper"])
     for one in (ours, control):
         assert one.start == one.starts["paper"][-1] and one.start["difference"] < 0.7

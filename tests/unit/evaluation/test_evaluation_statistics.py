@@ -7,6 +7,8 @@ from scipy.stats import binomtest
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import statistics
 
+pytestmark = pytest.mark.usefixtures("as_published")
+
 
 def test_wilson_interval_as_in_the_textbook() -> None:
     found = statistics.proportion([True] * 8 + [False] * 2)

@@ -74,6 +74,7 @@ def test_the_ten_lines(data: BehaviourData) -> None:
         assert surgery.rows.tolist() == by_angle.tolist()
 
 
+@pytest.mark.slow
 def test_a_surgery_is_found_and_measured(data: BehaviourData) -> None:
     model, tokenizer = load_model("embedded:patient")
     said: list[str] = []
@@ -101,6 +102,7 @@ def test_a_surgery_is_found_and_measured(data: BehaviourData) -> None:
     found.surgery.undo(model)
 
 
+@pytest.mark.slow
 def test_where_nothing_fits_the_front_and_advice_are_given(data: BehaviourData) -> None:
     model, tokenizer = load_model("embedded:patient")
     found = find_surgery(

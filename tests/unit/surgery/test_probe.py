@@ -34,6 +34,7 @@ def planted(texts: int = 4000, layers: int = 2, gap: float = 2.0) -> tuple[Tenso
     return states + gap * labels[:, None, None] * directions, labels, directions
 
 
+@pytest.mark.usefixtures("as_published")
 @pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
 def test_planted_direction_is_found(estimator: str) -> None:
     states, labels, directions = planted()
@@ -90,6 +91,7 @@ def test_polarity_that_training_left_wrong_is_said(monkeypatch: pytest.MonkeyPat
         probe.fit(states, labels, estimator="softmax")
 
 
+@pytest.mark.usefixtures("as_published")
 def test_as_many_steps_as_on_the_papers_corpus() -> None:
     assert estimators.steps(16_000) == 9000
     assert estimators.steps(600) == 38 * 237 and estimators.steps(32_000) == 18_000
@@ -111,6 +113,7 @@ def test_cosine_with_the_start_is_near_one_where_little_is_learnt(
         assert found.start["row"] > 0.99 and found.start["difference"] > 0.99
 
 
+@pytest.mark.usefixtures("as_published")
 def test_on_the_patient_training_leaves_the_start_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_model("embedded:patient")
     examples = world.behaviour("toxicity").examples["train"][:400]
