@@ -13,19 +13,18 @@ import os
 import re
 import shutil
 import struct
-import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from surgery_lib.errors import UserError
 from surgery_lib.parsing import bounded as bounded
-from surgery_lib.parsing import loads, read_text
+from surgery_lib.parsing import dumps, is_tensor, loads, read_text
 from surgery_lib.parsing import parse_yaml as parse_yaml
+from surgery_lib.parsing import plain as plain
 
 if TYPE_CHECKING:
     import torch
@@ -169,33 +168,6 @@ def is_file(path: Path | str) -> bool:
         return False
 
 
-def _is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
-    """Whether it is a tensor; without PyTorch there is none."""
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
-
-
-def plain(value: Any) -> Any:
-    """Turn numpy scalars, arrays and paths into what JSON knows; NaN and infinities become null."""
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, np.ndarray) or _is_tensor(value):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, float) and not np.isfinite(value):
-        return None
-    if isinstance(value, Path):
-        return str(value)
-    return value
-
-
-def dumps(value: Any, indent: int | None = None) -> str:
-    """`value` as JSON text, keys in the order given."""
-    return json.dumps(plain(value), indent=indent, ensure_ascii=False)
-
-
 def write_json(path: Path | str, value: Any) -> None:
     """Write `value` as indented JSON, keys in the order given."""
     write_text(path, dumps(value, indent=1) + "\n")
@@ -296,7 +268,7 @@ def fingerprint(*parts: Any) -> str:
     """A 16-digit hash of values, the same on every machine: bytes, tensors, what JSON knows."""
     digest = hashlib.sha256()
     for part in parts:
-        if _is_tensor(part):
+        if is_tensor(part):
             import torch
 
             raw = part.detach().contiguous().cpu()

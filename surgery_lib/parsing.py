@@ -1,17 +1,22 @@
-"""Reading what comes from outside: text, JSON and YAML that may be broken, endless or malicious.
+"""Text from and for the outside: JSON and YAML that may be broken, endless or malicious.
 
 Whatever is wrong with it is a UserError that says what it is called and what to do.
 """
 
 import json
 import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
+import numpy as np
 import yaml
 
 from surgery_lib.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 # What no honest file comes near: levels of nesting, values in all, characters of YAML.
 DEEPEST, MOST_VALUES, LONGEST_YAML = 100, 1_000_000, 1_000_000
@@ -102,3 +107,30 @@ def read_text(path: Path | str) -> str:
             f"{str(path)!r} cannot be read ({getattr(error, 'strerror', None) or error}); "
             "check the path"
         ) from error
+
+
+def is_tensor(value: Any) -> "TypeGuard[torch.Tensor]":
+    """Whether it is a tensor; without PyTorch there is none."""
+    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+
+
+def plain(value: Any) -> Any:
+    """Turn numpy scalars, arrays and paths into what JSON knows; NaN and infinities become null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray) or is_tensor(value):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    if isinstance(value, Path):
+        return str(value)
+    return value
+
+
+def dumps(value: Any, indent: int | None = None) -> str:
+    """`value` as JSON text, keys in the order given."""
+    return json.dumps(plain(value), indent=indent, ensure_ascii=False)

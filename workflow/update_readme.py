@@ -15,7 +15,7 @@ import yaml
 from reference import profile_fields, public_api
 
 from surgery_lib import files
-from surgery_lib.baselines import METHODS
+from surgery_lib.baselines.registry import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.report import ablation_findings, advice, asked, diagnostics, tables
 from surgery_lib.report.style import markdown_table

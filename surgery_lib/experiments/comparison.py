@@ -16,7 +16,8 @@ import psutil
 import torch
 
 from surgery_lib import files, scorers
-from surgery_lib.baselines import BASELINES, METHODS, Fitted, TrainingData
+from surgery_lib.baselines.base import Fitted, TrainingData
+from surgery_lib.baselines.registry import BASELINES, METHODS
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses

@@ -14,7 +14,8 @@ from functools import partial
 from typing import Any
 
 from surgery_lib import files
-from surgery_lib.baselines import BASELINES, Fitted, TrainingData
+from surgery_lib.baselines.base import Fitted, TrainingData
+from surgery_lib.baselines.registry import BASELINES
 from surgery_lib.baselines.training import FittedDelta
 from surgery_lib.baselines.tuning import Delta
 from surgery_lib.behaviour import BehaviourData

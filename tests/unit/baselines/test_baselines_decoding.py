@@ -7,9 +7,11 @@ import torch
 from architectures import Letters, build
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from surgery_lib.baselines import BASELINES, TrainingData, decoding
+from surgery_lib.baselines import decoding
+from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.detoxigen import FittedDetoxigen, contrast
 from surgery_lib.baselines.dexperts import Dexperts, FittedDexperts
+from surgery_lib.baselines.registry import BASELINES
 from surgery_lib.baselines.sasa import Sasa, candidate_states, discriminant, shift
 from surgery_lib.baselines.spring import SoftPrompt
 from surgery_lib.errors import UserError

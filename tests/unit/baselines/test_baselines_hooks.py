@@ -1,5 +1,7 @@
 """Methods that edit weights or hook modules: identity, exact bakes, whitelists, undo."""
 
+from dataclasses import replace
+
 import architectures
 import numpy as np
 import pytest
@@ -7,12 +9,13 @@ import torch
 from architectures import Letters, build, same_bits, state
 from sklearn.linear_model import LogisticRegression
 
-from surgery_lib.baselines import BASELINES, TrainingData, feature_subtraction, iti
+from surgery_lib.baselines import feature_subtraction, iti
 from surgery_lib.baselines.ablation import Ablation
+from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.iti import Iti
-from surgery_lib.baselines.registry import METHODS
+from surgery_lib.baselines.registry import BASELINES, METHODS
 from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.surgery import PAPER, SURGERY_PAPER, SurgeryMethod
 from surgery_lib.baselines.wanda import Wanda, lowest
@@ -23,7 +26,8 @@ from surgery_lib.surgery.effects import effect_scores
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
-DATA = TrainingData(BAD + GOOD, [1] * 8 + [0] * 8, prompts=BAD[:4], benign=GOOD[:4])
+# Without prompts: nothing here generates, for which letters are no tokenizer.
+DATA = TrainingData(BAD + GOOD, [1] * 8 + [0] * 8, benign=GOOD[:4])
 UNTRAINED = {n: one.method for n, one in METHODS.items() if "gradients" not in one.needs}
 IN_PLACE = [name for name, method in UNTRAINED.items() if method.kind in ("weights", "hook")]
 STRONG = {"wanda": 0.3, "ablation": 1.0, "safe_activation": 6.0}
@@ -148,7 +152,7 @@ def test_full_ablation_as_hooks_equals_the_weights_even_with_tied_embeddings(arc
 
 def test_ablated_states_have_nothing_along_the_direction():
     model = build("llama")
-    found = Ablation().fit(model, Letters(), DATA, source="prompts")
+    found = Ablation().fit(model, Letters(), replace(DATA, prompts=BAD[:4]), source="prompts")
     with found.applied(model, 1.0, depth=0.5):
         states = activations.pooled_states(model, Letters(), BAD, layers=[1, 2], progress=False)
     direction = found.directions[2]

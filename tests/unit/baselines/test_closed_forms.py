@@ -6,8 +6,9 @@ import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
-from surgery_lib.baselines import TrainingData, tools
+from surgery_lib.baselines import tools
 from surgery_lib.baselines.aura import Aura, auroc
+from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.covariance import Covariance
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace

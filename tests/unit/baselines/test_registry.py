@@ -6,7 +6,9 @@ import pytest
 from test_baselines_hooks import BAD, GOOD
 from test_baselines_trained import FAST, SMALL
 
-from surgery_lib.baselines import METHODS, TrainingData, base
+from surgery_lib.baselines import base
+from surgery_lib.baselines.base import TrainingData
+from surgery_lib.baselines.registry import METHODS
 
 
 class Watched(TrainingData):
@@ -30,7 +32,7 @@ def test_needs_are_what_the_fit_reads(
     data = Watched(BAD + GOOD, [1] * 8 + [0] * 8, prompts=["ab", "ba"], benign=["cab", "bca"])
     fixed = {**FAST, **SMALL.get(name, {})} if "gradients" in entry.needs else {}
     fixed.pop("source", None)
-    if "samples" in entry.needs:
+    if {"samples", "gradients"} <= set(entry.needs):
         fixed |= {"samples": 2, "new_tokens": 4}
     fitted = entry.method.fit(*tiny, data, **fixed)
     read = vars(data).get("seen", set())

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib.baselines import TrainingData, pairs, spring
+from surgery_lib.baselines import pairs, spring
+from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.training import Course, Spent, Training, cross_entropy
 from surgery_lib.models import load_model
 from surgery_lib.models.generation import generate

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib.baselines import BASELINES, TrainingData
+from surgery_lib.baselines.base import TrainingData
+from surgery_lib.baselines.registry import BASELINES
 from surgery_lib.experiments.comparison import BUDGETS
 from surgery_lib.selection.strengths import reach, rescaled
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from surgery_lib.baselines import BASELINES
 from surgery_lib.baselines.base import Baseline
+from surgery_lib.baselines.registry import BASELINES
 from surgery_lib.baselines.training import FittedDelta
 from surgery_lib.baselines.tuning import Delta
 from surgery_lib.behaviour import BehaviourData

@@ -12,7 +12,8 @@ import torch
 from architectures import Letters, build
 from torch import nn
 
-from surgery_lib.baselines import BASELINES, Cost, SearchRange, TrainingData
+from surgery_lib.baselines.base import Cost, SearchRange, TrainingData
+from surgery_lib.baselines.registry import BASELINES
 from surgery_lib.errors import UserError
 from surgery_lib.selection.search import Trial, best_at, pareto, search
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from surgery_lib.baselines import SearchRange
+from surgery_lib.baselines.base import SearchRange
 from surgery_lib.selection.strengths import DOUBLINGS, GRID, IDLE, reach, rescaled
 
 KNOB = SearchRange(1.0, low=0.01, high=10.0, log=True)
