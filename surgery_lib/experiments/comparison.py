@@ -32,12 +32,11 @@ from surgery_lib.selection.unsearched import by_damage
 from surgery_lib.study import Study
 
 BUDGETS = (0.01, 0.05, 0.1)
-# Where scorers of these kinds are inverted the behaviour is giving in; then harmless requests are
-# asked as well, the first so many, and refusals of them are counted.
+# Where these scorers are inverted the behaviour is giving in; so many harmless requests are asked
+# then as well, and refusals of them are counted.
 ASKS = ("refusal", "judge")
 TWINS = 200
-LATENCY_PROMPTS = 32
-LATENCY_ROUNDS = 3
+LATENCY_PROMPTS, LATENCY_ROUNDS = 32, 3
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,14 @@ from surgery_lib.data import load
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.files import bundled, read_text
+from surgery_lib.models.generation import context_length
 from surgery_lib.profile import Profile
 from surgery_lib.selection import sweep
 from surgery_lib.selection.find import BUDGET, SEARCH, find_surgery
 from surgery_lib.selection.found import Found
 from surgery_lib.study import Study
 
+ROOM = 512  # tokens of instruction, question and answer, at most
 SURVIVORS = 1  # pairs of probe and rule whose strengths are swept
 
 
@@ -188,9 +190,13 @@ def by_contrast(
     )
 
 
-def follows(study: Study) -> bool:
-    """Whether the model follows instructions, by its profile: the embedded one was taught none."""
-    return not study.profile.model.id.startswith("embedded:")
+def follows(study: Study, model: Any) -> bool:
+    """Whether the model follows instructions: the embedded one was taught none, by its profile.
+
+    One whose context holds no question under an instruction and its answer cannot.
+    """
+    room = context_length(model) or ROOM
+    return room >= ROOM and not study.profile.model.id.startswith("embedded:")
 
 
 def prompts(meter: Evaluator, first: Sequence[Mapping[str, str]]) -> list[str]:

@@ -8,6 +8,7 @@ import papermill
 import pytest
 import scripted
 import yaml
+from architectures import build
 from conftest import TEMPLATE
 
 from surgery_lib.data import contrast
@@ -112,7 +113,8 @@ def test_a_place_is_one_of_two(
     assert quickstart.place() == "embedded"
     study = quickstart.start("", "toxicity", 0, {}, str(tmp_path))
     said = capsys.readouterr().out
-    assert study.profile.model.id == "embedded:patient" and not quickstart.follows(study)
+    assert study.profile.model.id == "embedded:patient"
+    assert not quickstart.follows(study, build("llama"))
     assert "about 2 minutes" in said and "make models" in said
 
 
