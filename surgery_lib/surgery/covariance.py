@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout
-from surgery_lib.surgery import region
+from surgery_lib.surgery import gains, region
 from surgery_lib.surgery.edit import Surgery
-from surgery_lib.surgery.effects import activation_of, check_dense, rows_of, slopes
+from surgery_lib.surgery.effects import activation_of, check_dense, rows_of, slopes, written
 
 Read = Literal["raw", "difference"]
 
@@ -37,12 +37,15 @@ class BlockStatistics:
 
     `spared`: moments of the MLP's input, after its norm, over tokens to spare. `mean` (width,):
     mean input over behaviour tokens. `response` (rows, width): mean over behaviour tokens of
-    act'(g_r) u_r x, the first-order answer of each row's unit to a move of its gate row.
+    act'(g_r) u_r x, the first-order answer of each row's unit to a move of its gate row. `after`
+    (width,): what a norm behind the MLP (Gemma 2 and 3) multiplies its output by, the gain over the
+    mean length of what it is given; None without one.
     """
 
     spared: Moments
     mean: Tensor
     response: Tensor
+    after: Tensor | None = None
 
     def direction(self, ridge: float, read: Read = "raw") -> Tensor:
         """The read direction (width,), of norm 1: (S + ridge tr(S)/width I)^-1 m."""
@@ -147,6 +150,7 @@ def statistics(
     responses: dict[str, Tensor] = {}
     means: dict[str, Tensor] = {}
     counts = dict.fromkeys(modules, 0)
+    lengths_out = dict.fromkeys(modules, 0.0)
 
     @torch.no_grad()
     def visit(name: str, inputs: Tensor, lengths: Tensor, which: Tensor) -> None:
@@ -157,6 +161,9 @@ def statistics(
         total = x.double().sum(0).cpu()
         means[name] = means[name] + total if name in means else total
         counts[name] += len(x)
+        if gains.norm_after(found[int(name)]) is not None:
+            out = written(found[int(name)], activation_of(modules[name]), x).float()
+            lengths_out[name] += float(out.square().mean(-1).sqrt().sum())
 
     activations.read_inputs(model, tokenizer, behaviour, modules, visit, max_tokens=max_tokens)
     if not all(counts.values()):
@@ -166,6 +173,7 @@ def statistics(
             spared=moments[name],
             mean=(means[name] / counts[name]).float(),
             response=(responses[name] / counts[name]).cpu(),
+            after=_after(found[int(name)], lengths_out[name] / counts[name]),
         )
         for name in modules
     ]
@@ -177,6 +185,12 @@ def statistics(
     return result
 
 
+def _after(block: nn.Module, length: float) -> Tensor | None:
+    norm = gains.norm_after(block)
+    width = next(iter(norm.parameters())).numel() if norm is not None else 0
+    return None if norm is None else gains.gain_of(norm, width) / max(length, 1e-30)
+
+
 @torch.no_grad()
 def scores(
     model: nn.Module, blocks: Sequence[BlockStatistics], directions: Tensor, write: Tensor
@@ -184,15 +198,16 @@ def scores(
     """First-order effect of moving each gate row along its block's direction: (rows,), float32.
 
     (response_r . p_l) (d_r . w) with d_r the row's column of the down projection and w the unit
-    write direction: how far the row's output moves along w, on average over behaviour tokens. The
-    most negative rows push against the behaviour.
+    write direction: how far the row's output moves along w, on average over behaviour tokens,
+    behind the block's norm where there is one. The most negative rows push against the behaviour.
     """
     region.check_width(write, layout.hidden_width(model))
     unit = write.float() / write.float().norm()
     parts = []
     for block, one, direction in zip(layout.blocks(model), blocks, directions, strict=True):
         down = rows_of(block, layout.mlp_of(block).down, len(unit)).float()
-        parts.append((one.response @ direction) * (down @ unit.to(down.device)).cpu())
+        aim = unit if one.after is None else unit * one.after
+        parts.append((one.response @ direction) * (down @ aim.to(down.device)).cpu())
     return torch.cat(parts)
 
 

@@ -142,13 +142,25 @@ def slopes(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor) -> Tens
 
     act'(g) u for gated units, with the architecture's own activation; act'(g) without gating.
     """
+    gate, up = _gate_and_up(block, x)
+    slope = _slope(act, gate)
+    return slope if up is None else slope * up
+
+
+def written(block: nn.Module, act: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What the MLP writes at inputs x (tokens, width), before a norm behind it and without bias."""
+    gate, up = _gate_and_up(block, x)
+    units = act(gate) if up is None else act(gate) * up
+    return units @ rows_of(block, layout.mlp_of(block).down, x.shape[1])
+
+
+def _gate_and_up(block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor | None]:
     mlp, width = layout.mlp_of(block), x.shape[1]
 
     def linear(place: layout.Place) -> Tensor:
         return nn.functional.linear(x, rows_of(block, place, width), bias_of(block, place))
 
-    slope = _slope(act, linear(mlp.gate))
-    return slope if mlp.up is None else slope * linear(mlp.up)
+    return linear(mlp.gate), None if mlp.up is None else linear(mlp.up)
 
 
 def rows_of(block: nn.Module, place: layout.Place, width: int) -> Tensor:

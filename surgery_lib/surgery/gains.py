@@ -58,6 +58,11 @@ def _norm(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
     return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
 
+def norm_after(block: nn.Module) -> nn.Module | None:
+    """The norm of what the MLP writes, where the architecture has one."""
+    return getattr(block, AFTER_ONLY, None)
+
+
 def gain_of(norm: nn.Module | None, width: int) -> Tensor:
     """What a norm multiplies the normalised state by: (width,), float32; ones for no norm."""
     if norm is None:

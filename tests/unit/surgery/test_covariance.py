@@ -1,5 +1,6 @@
 """Covariance-aware surgery: streamed moments, the solve, and scores against finite differences."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -127,3 +128,22 @@ def test_what_cannot_be_measured_is_refused() -> None:
         covariance.statistics(build("llama"), Letters(), BAD, ["a"])
     with pytest.raises(UserError, match="must be above 0"):
         covariance.solve(torch.eye(2), torch.ones(2), 0.0)
+
+
+def test_a_norm_behind_the_mlp_counts_by_its_gain() -> None:
+    model = build("gemma3")
+    blocks = covariance.statistics(model, Letters(), BAD, GOOD)
+    p = torch.stack([one.direction(0.3) for one in blocks])
+    write = torch.randn(p.shape[1], generator=torch.Generator().manual_seed(5))
+    before = covariance.scores(model, blocks, p, write)
+    for block in layout.blocks(model):
+        # Gemma multiplies by 1 + weight: this makes the gain of every number twice what it was.
+        norm = block.post_feedforward_layernorm
+        norm.weight.data.mul_(2).add_(1)
+    again = [replace(one, after=2 * one.after) for one in blocks if one.after is not None]
+    assert len(again) == len(blocks)
+    torch.testing.assert_close(covariance.scores(model, again, p, write), 2 * before)
+    doubled = covariance.statistics(model, Letters(), BAD, GOOD)
+    assert doubled[0].after is not None and blocks[0].after is not None
+    torch.testing.assert_close(doubled[0].after, 2 * blocks[0].after)
+    assert covariance.statistics(build("llama"), Letters(), BAD, GOOD)[0].after is None
