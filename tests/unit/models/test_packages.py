@@ -6,71 +6,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_gguf
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
 from safetensors.torch import load_file
 
 from surgery_lib import models
 from surgery_lib.errors import UserError
 from surgery_lib.models import dtypes, gguf, packages
 
-WIDTH, INNER, HEADS, BLOCKS, VOCABULARY = 32, 64, 4, 2, 260
-
-
-def _write(
-    path: Path, kind: type = np.float32, architecture: str = "llama"
-) -> dict[str, np.ndarray]:
-    """A tiny Llama as GGUF, with a byte-level tokenizer; its weights by GGUF's names."""
-    rng = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (VOCABULARY, WIDTH), "output_norm.weight": (WIDTH,)}
-    shapes["output.weight"] = (VOCABULARY, WIDTH)
-    for block in range(BLOCKS):
-        inside = {
-            "attn_q": (WIDTH, WIDTH),
-            "attn_k": (WIDTH, WIDTH),
-            "attn_v": (WIDTH, WIDTH),
-            "attn_output": (WIDTH, WIDTH),
-            "ffn_gate": (INNER, WIDTH),
-            "ffn_up": (INNER, WIDTH),
-            "ffn_down": (WIDTH, INNER),
-            "attn_norm": (WIDTH,),
-            "ffn_norm": (WIDTH,),
-        }
-        shapes |= {f"blk.{block}.{name}.weight": shape for name, shape in inside.items()}
-    weights = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
-    writer = GGUFWriter(path, architecture)
-    writer.add_context_length(64)
-    writer.add_embedding_length(WIDTH)
-    writer.add_block_count(BLOCKS)
-    writer.add_feed_forward_length(INNER)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(HEADS)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // HEADS)
-    writer.add_rope_freq_base(10000.0)
-    writer.add_vocab_size(VOCABULARY)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list([*(chr(0x100 + n) for n in range(VOCABULARY - 2)), "Āā", "<end>"])
-    writer.add_token_types([1] * (VOCABULARY - 1) + [3])
-    writer.add_token_merges(["Ā ā"])
-    writer.add_bos_token_id(VOCABULARY - 1)
-    writer.add_eos_token_id(VOCABULARY - 1)
-    writer.add_chat_template("{{ messages[0].content }}")
-    for name, weight in weights.items():
-        matrix = weight.ndim == 2 and kind is np.float16
-        stored = GGMLQuantizationType.F16 if matrix else GGMLQuantizationType.F32
-        writer.add_tensor(name, weight.astype(kind) if matrix else weight, raw_dtype=stored)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return weights
-
-
 def _unpermuted(weight: np.ndarray) -> np.ndarray:
     """GGUF interleaves the halves of each head of queries and keys; transformers does not."""
     return (
-        weight.reshape(HEADS, weight.shape[0] // HEADS // 2, 2, weight.shape[1])
+        weight.reshape(tiny_gguf.HEADS, weight.shape[0] // tiny_gguf.HEADS // 2, 2, weight.shape[1])
         .swapaxes(1, 2)
         .reshape(weight.shape)
     )
@@ -85,7 +32,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("kind", [np.float32, np.float16])
 def test_converted_weights_are_the_files(tmp_path: Path, cache: Path, kind: type) -> None:
-    weights = _write(tmp_path / "tiny.gguf", kind)
+    weights = tiny_gguf.write(tmp_path / "tiny.gguf", kind)
     folder = models.resolve(str(tmp_path / "tiny.gguf"))
     assert isinstance(folder, Path) and folder.parent == cache
     held = load_file(folder / "model.safetensors")
@@ -95,7 +42,7 @@ def test_converted_weights_are_the_files(tmp_path: Path, cache: Path, kind: type
         "ffn_gate": "mlp.gate_proj",
     }
     names |= {"ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm"}
-    for block in range(BLOCKS):
+    for block in range(tiny_gguf.BLOCKS):
         for short, long in names.items():
             wanted = weights[f"blk.{block}.{short}.weight"]
             wanted = wanted.astype(kind) if wanted.ndim == 2 else wanted
@@ -115,7 +62,7 @@ def test_damaged_files_are_one_line_and_leave_nothing(
     tmp_path: Path, cache: Path, damage: str
 ) -> None:
     path = tmp_path / "tiny.gguf"
-    _write(path, architecture="sphinx" if damage == "unknown" else "llama")
+    tiny_gguf.write(path, architecture="sphinx" if damage == "unknown" else "llama")
     raw = path.read_bytes()
     if damage == "truncated":
         path.write_bytes(raw[: len(raw) // 2])
@@ -149,7 +96,7 @@ def _install(
 @pytest.fixture
 def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A model in two parts, installed; the folder of its packages."""
-    _write(tmp_path / "tiny.gguf")
+    tiny_gguf.write(tmp_path / "tiny.gguf")
     raw = (tmp_path / "tiny.gguf").read_bytes()
     site = tmp_path / "site"
     half = len(raw) // 2
@@ -195,7 +142,7 @@ def test_what_is_not_there_says_what_to_do(parts: Path, name: str) -> None:
 def test_auto_keeps_small_models_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _write(tmp_path / "tiny.gguf")
+    tiny_gguf.write(tmp_path / "tiny.gguf")
     folder = gguf.own(tmp_path / "tiny.gguf")
     monkeypatch.setattr(dtypes, "fast_bfloat16", lambda: False)
     assert models.load_model(str(folder), dtype="auto", device="cpu")[0].dtype == torch.bfloat16
