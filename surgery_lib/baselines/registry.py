@@ -3,13 +3,16 @@
 A method's own file has its name, kind and knobs; the table in docs/comparison.md is made from both.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from numpy.typing import ArrayLike
 
 from surgery_lib.baselines import surgery
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.aura import Aura
-from surgery_lib.baselines.base import Baseline
+from surgery_lib.baselines.base import Baseline, Fitted, TrainingData
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.circuit_breakers import CIRCUIT_BREAKERS
 from surgery_lib.baselines.covariance import Covariance
@@ -83,3 +86,22 @@ _ENTRIES = (
 
 METHODS: dict[str, Entry] = {entry.method.name: entry for entry in _ENTRIES}
 BASELINES: dict[str, Baseline] = {name: entry.method for name, entry in METHODS.items()}
+
+
+def fit(
+    name: str,
+    model: Any,
+    tokenizer: Any,
+    data: TrainingData,
+    *,
+    score: Callable[[Sequence[str]], ArrayLike],
+    seed: int = 0,
+) -> Fitted:
+    """The method fitted; those that learn from the model's own completions tell them apart alike.
+
+    `score` is higher for texts that show more of the behaviour; without training prompts nothing
+    asks it.
+    """
+    own = "samples" in METHODS[name].needs and bool(data.prompts)
+    fixed = {"score": score} if own else {}
+    return BASELINES[name].fit(model, tokenizer, data, seed=seed, **fixed)

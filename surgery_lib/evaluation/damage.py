@@ -72,6 +72,11 @@ class Damage:
     continuation_kl: Estimate | None = None
     trigger_continuation_kl: Estimate | None = None
 
+    @property
+    def perplexity_rise(self) -> float:
+        """Relative rise of clean perplexity against the base; 0 where it was not read."""
+        return self.perplexity_ratio["value"] - 1 if self.perplexity_ratio is not None else 0.0
+
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, without the items."""
         parts = {

@@ -43,8 +43,7 @@ class Evaluation:
     @property
     def perplexity_rise(self) -> float:
         """Relative rise of clean perplexity against the base."""
-        ratio = self.damage.perplexity_ratio
-        return ratio["value"] - 1 if ratio is not None else 0.0
+        return self.damage.perplexity_rise
 
     def as_dict(self) -> dict[str, Any]:
         """Plain numbers for JSON, without the completions."""

@@ -17,7 +17,7 @@ import torch
 
 from surgery_lib import files, scorers
 from surgery_lib.baselines.base import Fitted, TrainingData
-from surgery_lib.baselines.registry import BASELINES, METHODS
+from surgery_lib.baselines.registry import BASELINES, fit
 from surgery_lib.behaviour import BehaviourData, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses
@@ -131,10 +131,8 @@ class Comparison:
         torch.manual_seed(self.study.seed)
         with peak_memory() as peak:
             started = time.perf_counter()
-            # What tells the model's own completions apart is the same for all that learn from them.
-            own = "samples" in METHODS[name].needs and bool(data.prompts)
-            fixed = {"score": self.validation.scorers[0]} if own else {}
-            fitted = baseline.fit(self.model, self.tokenizer, data, seed=self.study.seed, **fixed)
+            subject = (name, self.model, self.tokenizer, data)
+            fitted = fit(*subject, score=self.validation.scorers[0], seed=self.study.seed)
             seconds = time.perf_counter() - started
         options: dict[str, Any] = {"behaviour": self._behaviour, "damage": self._damage}
         if plan.trials:

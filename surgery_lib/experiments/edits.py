@@ -13,9 +13,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from surgery_lib import files
+from surgery_lib import files, scorers
 from surgery_lib.baselines.base import Fitted, TrainingData
-from surgery_lib.baselines.registry import BASELINES
+from surgery_lib.baselines.registry import BASELINES, fit
 from surgery_lib.baselines.training import FittedDelta
 from surgery_lib.baselines.tuning import Delta
 from surgery_lib.behaviour import BehaviourData
@@ -24,6 +24,7 @@ from surgery_lib.evaluation.damage import Reference
 from surgery_lib.experiments import shelf
 from surgery_lib.experiments.comparison import BUDGETS, checked, labelled
 from surgery_lib.models import activations
+from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection.trials import BOTH
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
@@ -71,16 +72,17 @@ def edits(
 ) -> Iterator[Edit]:
     """The base model, surgery, and then each other method at surgery's damage.
 
-    `labels` training texts are what every method learns from, and damage is matched on `contexts`
-    pairs of contexts. What was matched once is kept for
-    the next diagnostic of the same model and texts. UserError for an unknown method and for a
-    behaviour without contexts.
+    `labels` training texts are what every method learns from, the model's own completions are told
+    apart by the study's guide, and damage is matched on `contexts` pairs of contexts. What was
+    matched once is kept for the next diagnostic of the same model and texts. UserError for an
+    unknown method and for a behaviour without contexts.
     """
     pairs = data.contexts.get("validation", [])[:contexts]
     if not pairs:
         raise UserError("edits cannot be matched: the behaviour has no contexts for validation")
     taught = labelled(data, study.spec.trigger_groups, labels)
-    bench = _Bench(study, model, tokenizer, pairs, taught)
+    guide = scorers.build(study.spec.guide)
+    bench = _Bench(study, model, tokenizer, pairs, taught, guide)
     yield Edit("base", None, 0.0, None, lambda: nullcontext(model))
     patch = study.path("surgery/surgery.safetensors")
     if patch.is_file():
@@ -99,11 +101,18 @@ class _Bench:
     """Fits methods and sets their strength; the reference is read when it is first needed."""
 
     def __init__(
-        self, study: Study, model: Any, tokenizer: Any, pairs: Sequence[Any], taught: TrainingData
+        self,
+        study: Study,
+        model: Any,
+        tokenizer: Any,
+        pairs: Sequence[Any],
+        taught: TrainingData,
+        guide: Scorer,
     ) -> None:
         self.study, self.model, self.tokenizer = study, model, tokenizer
-        self.pairs, self.taught = pairs, taught
-        self.basis = [activations.model_hash(model), asdict(taught), list(pairs), study.seed]
+        self.pairs, self.taught, self.guide = pairs, taught, guide
+        of = activations.model_hash(model), asdict(taught), study.spec.guide.model_dump()
+        self.basis = [*of, list(pairs), study.seed]
         self.reference: Reference | None = None
 
     def damage(self, edited: AbstractContextManager[Any]) -> float:
@@ -122,7 +131,9 @@ class _Bench:
         kept = shelf.take(key)
         if kept is not None:
             return self.edit(shown, kept[0]["strength"], kept[0]["context_kl"], kept[1])
-        fitted = BASELINES[name].fit(self.model, self.tokenizer, self.taught, seed=self.study.seed)
+        fitted = fit(
+            name, self.model, self.tokenizer, self.taught, score=self.guide, seed=self.study.seed
+        )
 
         def run(strength: float) -> AbstractContextManager[Any]:
             return fitted.applied(self.model, strength, **knobs)

@@ -1,8 +1,6 @@
 """What notebook `quickstart` runs on: a published model from a package, in amounts for minutes."""
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
@@ -64,7 +62,8 @@ SMALL: dict[str, Any] = {
     "probe.layers": [-6, -11, -16],
     "region.fractions": [0.02],
     "region.effect_texts": 24,
-    "surgery.strengths": [0.5, 1.0, 2.0],
+    "surgery.strengths": [0.5, 1.0],
+    "surgery.by_damage": True,
 }
 PLACES = {
     "package": Place(
@@ -83,7 +82,7 @@ ABSENT = "Answer in one short sentence."
 CONTRAST: dict[str, Any] = {
     **SEARCH,
     "region": {"rules": ["effect"], "fractions": [0.02], "effect_texts": 24},
-    "surgery": {"strengths": [1.0, 2.0]},
+    "surgery": {"strengths": [1.0], "by_damage": True},
     "evaluation": {"clean_texts": 8},
     "budget": BUDGET.model_dump(),
 }
@@ -152,22 +151,6 @@ def meter(
         clean=evaluation.clean_texts,
         kept=evaluation.clean_texts,
     )
-
-
-@contextmanager
-def told(profile: Profile, probes: int) -> Iterator[None]:
-    """Around the making of both of the search's evaluators: says how long the search will take.
-
-    Both have read the unedited model as often as one edit of each step will be read, and prepared
-    what damage is measured against, so that this is rather too much than too little.
-    """
-    started = time.perf_counter()
-    yield
-    seconds = time.perf_counter() - started
-    screened = probes * len(profile.region.rules)
-    swept = SURVIVORS * len(profile.region.fractions) * len(profile.surgery.strengths)
-    minutes = seconds / 2 * (screened + swept) / 60
-    print(f"{screened} + {swept} edits to try: about {max(1, round(minutes))} min")
 
 
 def by_contrast(

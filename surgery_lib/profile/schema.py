@@ -183,6 +183,9 @@ class Surgery(Section):
     strengths: tuple[float, ...] = Field(
         (0.5, 1.0, 1.5, 2.0, 3.0), min_length=1, description="α, to sweep"
     )
+    by_damage: bool = Field(
+        False, description="strengths are shares of the one that spends the budget on validation"
+    )
     unit: Literal["row_norm", "absolute"] = Field(
         "row_norm", description="α in mean row norms, or the paper's α times W1"
     )

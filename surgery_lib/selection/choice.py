@@ -3,6 +3,7 @@
 Notebook 03, the quickstart, `operations.operate` and `find_surgery` all call `choose`.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -72,12 +73,48 @@ def choose(
     steps on the progress bar and in the ledger.
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
+    cheap = screening or meter
     points = sweep.screening_points(list(table.scores), fractions, strengths)
-    screened = sweep.measure(model, table, screening or meter, points, ledger, label=labels[0])
+    if profile.surgery.by_damage:
+        points = sweep.by_damage(model, table, cheap, points, profile, ledger, label=labels[0])
+    screened = sweep.measure(model, table, cheap, points, ledger, label=labels[0])
     pairs = sweep.survivors(screened, profile.budget)[:survivors]
     points = sweep.grid(pairs, fractions, strengths)
+    if profile.surgery.by_damage:
+        points = sweep.by_damage(model, table, meter, points, profile, ledger, label=labels[1])
     swept = sweep.measure(model, table, meter, points, ledger, label=labels[1])
     return Choice(screened, swept, profile.budget)
+
+
+# Readings of damage that bring one strength to the budget, on average.
+BROUGHT = 6
+
+
+def estimate(
+    model: PreTrainedModel,
+    table: Table,
+    meter: Evaluator,
+    profile: Profile,
+    *,
+    screening: Evaluator | None = None,
+    survivors: int = sweep.SURVIVORS,
+) -> str:
+    """How long `choose` will take, in words: each meter reads the unedited model once."""
+    minutes, tried = 0.0, list[int]()
+    kept = min(survivors, len(table.scores)) * len(profile.region.fractions)
+    for groups, evaluator, each in (
+        (len(table.scores), screening or meter, 1),
+        (kept, meter, len(profile.surgery.strengths)),
+    ):
+        started = time.perf_counter()
+        evaluator.reference.compare(model, parts=sweep.CHOOSES[1:], intervals=False)
+        damage = time.perf_counter() - started
+        evaluator.read(model, parts=sweep.CHOOSES, intervals=False)
+        whole = time.perf_counter() - started - damage
+        seconds = groups * (whole * each + damage * BROUGHT * profile.surgery.by_damage)
+        minutes += seconds / 60
+        tried.append(groups * each)
+    return f"{tried[0]} + {tried[1]} edits to try: about {max(1, round(minutes))} min"
 
 
 def chosen(surgery: Surgery, behaviour: str, point: sweep.Measured) -> Surgery:

@@ -25,7 +25,7 @@ from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.scorers.base import Scorer
 from surgery_lib.selection import sweep
-from surgery_lib.selection.choice import choose, chosen
+from surgery_lib.selection.choice import choose, chosen, estimate
 from surgery_lib.selection.found import Found, doubts
 from surgery_lib.selection.probes import fit_probes
 from surgery_lib.selection.table import PARTS, Point, Table, prepare
@@ -42,7 +42,7 @@ SEARCH: dict[str, Any] = {
     "model": {"id": "given"},
     "probe": {"estimators": ["lda"]},
     "region": {"rules": ["covariance", "effect"], "fractions": [0.01, 0.02]},
-    "surgery": {"strengths": [0.25, 0.5, 1.0, 2.0]},
+    "surgery": {"strengths": [0.5, 1.0], "by_damage": True},
     "behaviours": {
         "own": {
             "examples": {},
@@ -119,7 +119,7 @@ def find_surgery(
         return Evaluator(*subject, split=split, prompts=count, **options)
 
     chooser = meter("validation", SEARCH_PROMPTS)
-    say(_estimate(model, chooser, table, settings))
+    say(estimate(model, table, chooser, settings, survivors=SURVIVORS))
     key = files.fingerprint(seed, data.fingerprint)
     choice = choose(
         model,
@@ -218,18 +218,3 @@ def _table(
 ) -> Table:
     probes = fit_probes(model, tokenizer, data, settings, LAYERS, seed=seed)
     return prepare(model, tokenizer, probes, data, settings, score)
-
-
-def _estimate(model: PreTrainedModel, meter: Evaluator, table: Table, settings: Profile) -> str:
-    """How long the search will take, from one reading of the unedited model."""
-    started = time.perf_counter()
-    meter.read(model, intervals=False)
-    seconds = time.perf_counter() - started
-    screened = len(table.scores)
-    swept = (
-        min(SURVIVORS, screened) * len(settings.region.fractions) * len(settings.surgery.strengths)
-    )
-    return (
-        f"{screened} + {swept} edits to try at {seconds:.1f} s each: about "
-        f"{max(1, round(seconds * (screened + swept) / 60))} min"
-    )

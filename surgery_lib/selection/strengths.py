@@ -6,9 +6,11 @@ guess. So a knob's own limits only say where looking begins, but for a strength 
 its nature.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
+from scipy.optimize import brentq
 
 from surgery_lib.baselines.base import SearchRange
 
@@ -20,6 +22,9 @@ IDLE = 1 / 20
 DOUBLINGS = 12
 # A doubling that raises no measure by more than this share is the last: the method is at its most.
 GROWTH = 0.01
+
+# How near to its budget a strength is brought, as a factor, and in how many readings at most.
+NEAR, READINGS = 0.03, 12
 
 Damage = Callable[[float], Mapping[str, float]]
 
@@ -111,3 +116,43 @@ def rescaled(knob: SearchRange, high: float, damage: Damage, budget: Mapping[str
             break
         high /= 2
     return high
+
+
+def approach(spent: Callable[[float], float], low: float, high: float) -> None:
+    """Read `spent`, a share of the budget, ever nearer to where it is 1, between both strengths.
+
+    What was read is the caller's to remember. Nothing is read beyond the ends where they spend
+    less, or more, than all of it.
+    """
+
+    def excess(logarithm: float) -> float:
+        return math.log(max(spent(math.exp(logarithm)), 1e-12))
+
+    ends = math.log(low), math.log(high)
+    if excess(ends[0]) < 0 < excess(ends[1]):
+        root = brentq(excess, *ends, xtol=NEAR / 2, maxiter=READINGS, disp=False)
+        excess(root - NEAR)  # the root itself may lie just beyond
+
+
+def largest(spent: Callable[[float], float], start: float) -> float | None:
+    """The largest strength that spends at most the budget, to a few percent.
+
+    None where even `start`, halved `DOUBLINGS` times, spends more. A method that does no more where
+    it is made stronger is given up at as many doublings.
+    """
+    known: dict[float, float] = {}
+
+    def read(strength: float) -> float:
+        if strength not in known:
+            known[strength] = spent(strength)
+        return known[strength]
+
+    # Divergence grows as the square of a small change: a guess that is mostly near.
+    guess = start / math.sqrt(min(max(read(start), 1e-2), 1e2))
+    factor = 1.25 if read(guess) <= 1 else 1 / 1.25
+    ends = [guess]
+    while len(ends) <= DOUBLINGS and (read(ends[-1]) <= 1) == (factor > 1):
+        ends.append(ends[-1] * factor)
+        factor = factor**1.5
+    approach(read, min(ends[-2:]), max(ends[-2:]))
+    return max((strength for strength, share in known.items() if share <= 1), default=None)

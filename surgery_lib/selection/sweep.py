@@ -19,7 +19,8 @@ from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import Estimate
-from surgery_lib.profile import Budget
+from surgery_lib.profile import Budget, Profile
+from surgery_lib.selection.strengths import DOUBLINGS, largest
 from surgery_lib.selection.table import Pair, Point, Table
 from surgery_lib.study import Study
 
@@ -142,6 +143,45 @@ def screening_points(
     return [Point(name, rule, fraction, strength) for rule, name in pairs]
 
 
+def by_damage(
+    model: PreTrainedModel,
+    table: Table,
+    meter: Evaluator,
+    points: Sequence[Point],
+    profile: Profile,
+    ledger: Ledger,
+    *,
+    label: str,
+) -> list[Point]:
+    """The points at shares of the strength that spends the budget: `strength` is that share.
+
+    Found from damage alone, once for each probe, rule and K. A group that is over the budget at
+    every strength has no point, unless all are: then each stands at its weakest.
+    """
+    budget, start = profile.budget, statistics.median_low(profile.surgery.strengths)
+    found: dict[Point, float | None] = {}
+    groups = list(dict.fromkeys(replace(point, strength=0.0) for point in points))
+    for group in tqdm(groups, desc=f"{label}: how strong"):
+        name = f"{label} strength {group}"
+        held = ledger.get(name)
+        if held is None:
+
+            def share(strength: float, group: Point = group) -> float:
+                with table.surgery(model, replace(group, strength=strength)).applied(model):
+                    damage = meter.reference.compare(model, parts=CHOOSES[1:], intervals=False)
+                return spent_of(damage.perplexity_rise, _value(damage.context_kl), budget)
+
+            held = ledger.put(name, {"strength": largest(share, start)})
+        found[group] = held["strength"]
+    weakest = start / 2**DOUBLINGS
+    none = all(strength is None for strength in found.values())
+    return [
+        replace(point, strength=point.strength * (strength or weakest))
+        for point in points
+        if (strength := found[replace(point, strength=0.0)]) is not None or none
+    ]
+
+
 def survivors(screened: Sequence[Measured], budget: Budget) -> list[tuple[str, str]]:
     """The (probe, rule) pairs with the least behaviour left; those within the budget come first.
 
@@ -219,9 +259,14 @@ def prompt_text(meter: Evaluator, shown: str) -> str:
 
 def spent(point: Measured, budget: Budget) -> float:
     """The share that a point spends of what validation may spend; above 1 it is over the budget."""
-    shares = [point.perplexity_rise / (budget.perplexity_rise * budget.margin or 1e-9)]
-    if budget.context_kl is not None and point.context_kl is not None:
-        shares.append(point.context_kl / (budget.context_kl * budget.margin))
+    return spent_of(point.perplexity_rise, point.context_kl, budget)
+
+
+def spent_of(perplexity_rise: float, context_kl: float | None, budget: Budget) -> float:
+    """`spent` of these two readings."""
+    shares = [perplexity_rise / (budget.perplexity_rise * budget.margin or 1e-9)]
+    if budget.context_kl is not None and context_kl is not None:
+        shares.append(context_kl / (budget.context_kl * budget.margin))
     return float(max(shares))
 
 

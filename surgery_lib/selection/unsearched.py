@@ -4,19 +4,13 @@ No behaviour is read to choose, so nothing is chosen by chance on a few prompts.
 against a search is a row of its own in a comparison.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy.optimize import brentq
-
 from surgery_lib.baselines.base import Baseline, Fitted
-from surgery_lib.selection.strengths import reach
+from surgery_lib.selection.strengths import approach, reach
 from surgery_lib.selection.trials import Trial
-
-# How near a strength is found, as a factor, and in how many readings of damage at most.
-NEAR, READINGS = 0.03, 12
 
 
 def by_damage(
@@ -50,16 +44,12 @@ def by_damage(
     for budget in budgets:
         started = time.perf_counter()
 
-        def excess(logarithm: float, budget: float = budget) -> float:
-            worst = max(at(math.exp(logarithm)).values())
-            return math.log(max(worst, 1e-12) / budget)
+        def spent(strength: float, budget: float = budget) -> float:
+            return max(at(strength).values()) / budget
 
-        while excess(math.log(low)) > 0 and low > least:
+        while spent(low) > 1 and low > least:
             low /= 2
-        ends = math.log(low), math.log(high)
-        if excess(ends[0]) < 0 < excess(ends[1]):
-            root = brentq(excess, *ends, xtol=NEAR / 2, maxiter=READINGS, disp=False)
-            excess(root - NEAR)  # the root itself may lie just beyond
+        approach(spent, low, high)
         within = [s for s, found in known.items() if max(found.values()) <= budget]
         if not within:
             continue

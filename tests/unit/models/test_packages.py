@@ -14,6 +14,7 @@ from surgery_lib import models
 from surgery_lib.errors import UserError
 from surgery_lib.models import dtypes, gguf, packages
 
+
 def _unpermuted(weight: np.ndarray) -> np.ndarray:
     """GGUF interleaves the halves of each head of queries and keys; transformers does not."""
     return (

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from surgery_lib.baselines.base import SearchRange
-from surgery_lib.selection.strengths import DOUBLINGS, GRID, IDLE, reach, rescaled
+from surgery_lib.selection.strengths import DOUBLINGS, GRID, IDLE, largest, reach, rescaled
 
 KNOB = SearchRange(1.0, low=0.01, high=10.0, log=True)
 BUDGET = {"first": 0.1, "context": 0.1}
@@ -68,3 +68,27 @@ def test_the_largest_strength_follows_the_scale(scale):
     found = rescaled(KNOB, high, square(scale, read), BUDGET)
     assert top < found <= 2 * top and len(read) == len(set(read))
     assert found == high if scale == 0.1 else found != high
+
+
+@pytest.mark.parametrize("power", [1.0, 2.0, 3.0])
+@pytest.mark.parametrize("scale", [1e-6, 1e-2, 1.0, 1e2, 1e4])
+def test_the_largest_strength_spends_the_budget_and_no_more(scale, power):
+    read = []
+
+    def spent(strength):
+        read.append(strength)
+        return scale * strength**power
+
+    found = largest(spent, 0.5)
+    assert 0.9 <= scale * found**power <= 1
+    assert len(read) == len(set(read)) <= 16
+
+
+def test_no_strength_is_the_largest_where_all_spend_more():
+    assert largest(lambda strength: 2.0, 0.5) is None
+
+
+def test_a_method_that_stops_growing_is_given_up():
+    read = []
+    found = largest(lambda strength: read.append(strength) or min(strength, 1) / 10, 0.5)
+    assert found == max(read) and len(read) <= 2 * DOUBLINGS

@@ -14,9 +14,10 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.evaluation.statistics import Estimate
 from surgery_lib.models import layout
-from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings
+from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings, Profile
 from surgery_lib.report import tables
 from surgery_lib.selection import sweep
+from surgery_lib.selection.find import SEARCH
 from surgery_lib.selection.table import Point, Table
 from surgery_lib.surgery import Surgery, controls, probe, region
 
@@ -97,6 +98,29 @@ def test_a_line_cut_short_does_not_swallow_the_next(tmp_path: Path) -> None:
     ledger = sweep.Ledger(path, "a")
     ledger.put("whole", {"x": 1})
     assert sweep.Ledger(path, "a").get("whole") == {"x": 1}
+
+
+def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_path: Path) -> None:
+    model, tokenizer = tiny
+    table, one = made(model)
+    gauge = meter(model, tokenizer)
+    settings = Profile.model_validate(
+        {**SEARCH, "budget": {"perplexity_rise": 0.02, "context_kl": 0.01, "margin": 1.0}}
+    )
+    points = sweep.grid([(one.name, "cosine")], [0.1, 0.2], [0.5, 1.0])
+    path = tmp_path / "points.jsonl"
+
+    def brought(ledger: sweep.Ledger) -> list[Point]:
+        return sweep.by_damage(model, table, gauge, points, settings, ledger, label="sweep")
+
+    strong = brought(sweep.Ledger(path, "a"))
+    assert [one.fraction for one in strong] == [0.1, 0.1, 0.2, 0.2]
+    assert strong[0].strength == pytest.approx(strong[1].strength / 2)
+    measured = sweep.measure(model, table, gauge, strong, sweep.Ledger(None, "a"), label="sweep")
+    shares = [sweep.spent(one, settings.budget) for one in measured]
+    assert all(0.9 <= share <= 1 for share in shares[1::2]) and max(shares[::2]) < 0.7
+    before = path.read_bytes()
+    assert brought(sweep.Ledger(path, "a")) == strong and path.read_bytes() == before
 
 
 def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
