@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from surgery_lib import files
@@ -129,9 +130,12 @@ def _convert(source: Path, target: Path, name: str) -> None:
     """Read the one GGUF file of `source`, write a checkpoint into `target`."""
     file = source / f"model{SUFFIX}"
     template = _checked(file, name)
+    # Releases that can keep weights packed are told not to.
+    dense = getattr(transformers, "GgufConfig", None)
+    options = {"quantization_config": dense(dequantize=True)} if dense else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=file.name, dtype=torch.bfloat16
+            source, gguf_file=file.name, dtype=torch.bfloat16, **options
         )
         tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
