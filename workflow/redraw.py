@@ -72,6 +72,9 @@ def of_comparison(result: Result) -> Drawn:
             f"budget_{measure}",
             partial(comparison.budget_bars, outcomes, base, measure, *rest),
         )
+    if compare.BOTH in comparison.held(outcomes):
+        shown = outcomes, base, compare.BOTH, result["scorer"]
+        yield "budgets", partial(comparison.budget_panels, *shown)
 
 
 def of_ablation(result: Result) -> Drawn:

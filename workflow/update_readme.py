@@ -110,6 +110,12 @@ def against_paper() -> str:
     )
 
 
+def paired(study: str, *names: str) -> str:
+    """What methods of a comparison take away, and the first less the others."""
+    compared = result(f"{study}/comparison.json")
+    return advice.paired_table(compared["outcomes"], names, "both", compared["scorer"])
+
+
 def diagnosed(study: str) -> dict[str, Any]:
     """Results of the five diagnostics on one study, as far as they were run."""
     names = ("fingerprint", "drift", "attack", "code", "retrieval")
@@ -147,6 +153,7 @@ TABLES: dict[str, Callable[[], str]] = {
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
+    "paired-smollm2": lambda: paired(SMOLLM2, "surgery_covariance", "dpo"),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
     ),

@@ -13,9 +13,10 @@ from surgery_lib.report.comparison import (
     measure_name,
 )
 from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table
+from surgery_lib.report.style import markdown_table, p_value
 
 PAPER = "surgery_paper"
+NOTHING = "no edit"
 CONTROLS = ("surgery_random_rows", "surgery_random_direction")
 
 NOTE = (
@@ -64,6 +65,37 @@ def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> lis
             pair = compare(points[PAPER]["flags"][scorer], points[SURGERY]["flags"][scorer])
             found.append({"budget": budget, **pair.as_dict()})
     return found
+
+
+def paired_table(
+    outcomes: Sequence[Outcome], names: Sequence[str], measure: str, scorer: str
+) -> str:
+    """Each named method less the unedited model, and the first less each other, over test prompts.
+
+    The p of each paired test stands alone: it is not corrected for how many there are.
+    """
+    budgets = budgets_of(outcomes)
+
+    def cell(points: Mapping[str, Outcome], name: str, other: str) -> str:
+        if name not in points or other not in {*points, NOTHING}:
+            return "-"
+        if other == NOTHING:
+            pair = points[name]["against_base"][scorer]
+        else:
+            flags = points[other]["flags"][scorer], points[name]["flags"][scorer]
+            pair = compare(*flags).as_dict()
+        return f"{shown({**pair, 'value': pair['difference']})}, p {p_value(pair['p'])}"
+
+    pairs = [(name, NOTHING) for name in names] + [(names[0], other) for other in names[1:]]
+    lines = [
+        [
+            f"{name} less {other}".replace("_", " "),
+            *(cell(at_budget(outcomes, measure, budget), name, other) for budget in budgets),
+        ]
+        for name, other in pairs
+    ]
+    columns = [f"{measure_name(measure)} ≤ {budget}" for budget in budgets]
+    return markdown_table(["points of behaviour, paired", *columns], lines)
 
 
 def against_paper_table(studies: Mapping[str, Mapping[str, Any]]) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 from surgery_lib.report.style import interval, markdown_table, percent
 
 Result = Mapping[str, Any]
-EDIT = "surgery"  # the edit that a study chose, among those that a diagnostic was run on
+# The edit that is spoken of: the first of these that a diagnostic was run on.
+EDITS = ("surgery, covariance", "surgery")
 
 
 @dataclass(frozen=True)
@@ -29,35 +30,43 @@ class Answer:
     said: Mapping[str, str]
 
 
+def _edit(held: Mapping[str, Any]) -> str:
+    return next((name for name in EDITS if name in held), "")
+
+
 def _fingerprint(result: Result) -> str:
     facts = result["facts"]
     text = (
         f"ICS with the base (of 100): edits {facts['lowest_edit']:.1f} or more, models of another "
         f"start {max(0.0, facts['highest_unrelated']):.1f} or less"
     )
-    touch = facts.get("touch", {}).get(EDIT)
-    if touch:
+    touched = facts.get("touch", {})
+    if edit := _edit(touched):
+        touch = touched[edit]
         named = touch["edited"] - len(touch["missed"])
-        text += f"; {named} of {touch['edited']} edited blocks named, {len(touch['false'])} falsely"
+        text += (
+            f"; {named} of {touch['edited']} blocks of {edit} named, {len(touch['false'])} falsely"
+        )
     return text
 
 
 def _drift(result: Result) -> str:
     before = result["edits"]["base"]["frozen"]
     text = f"AUC {interval(before, 1.0, 3)} on the unedited model"
-    if EDIT in result["edits"]:
-        after = result["edits"][EDIT]["frozen"]
-        text += f", {interval(after, 1.0, 3)} after the edit with the same probe"
+    if edit := _edit(result["edits"]):
+        after = result["edits"][edit]["frozen"]
+        text += f", {interval(after, 1.0, 3)} after {edit} with the same probe"
     return f"{text} (n = {before['n']}); an untrained model {result['untrained']['value']:.2f}"
 
 
 def _attack(result: Result) -> str:
-    gap = result["gaps"].get(EDIT, {}).get("transferred")
+    edit = _edit(result["gaps"])
+    gap = result["gaps"].get(edit, {}).get("transferred")
     base = result["matrix"]["against base"]["base"]["best"]["value"]
     fixed = result["matrix"]["other queries"]["base"]["best"]["value"]
     text = f"log p of the answer, nats a token: trained attackers {base:.2f} on the unedited model"
     if gap:
-        text += f", {gap['edited']:.2f} on the edit (p {gap['p']:.3f}, n = {gap['n']})"
+        text += f", {gap['edited']:.2f} on {edit} (p {gap['p']:.3f}, n = {gap['n']})"
     better = "no better than" if base <= fixed else "better than"
     return f"{text}; {better} fixed queries, {fixed:.2f}"
 
@@ -67,11 +76,11 @@ def _code(result: Result) -> str:
     text = (
         f"clones told by the model's words: AUC {words['auc']:.2f}, by the code {plain['auc']:.2f}"
     )
-    held = result["edits"].get(EDIT)
-    if held:
+    if edit := _edit(result["edits"]):
+        held = result["edits"][edit]
         text += (
-            f"; the edit keeps {percent(held['same'], 0)} of the summaries and moves the AUC by "
-            f"{interval(held['lost'], 1.0, 2)}"
+            f"; {edit} words {percent(1 - held['same'], 0)} of the summaries otherwise, "
+            f"the AUC changes by {interval(held['lost'], 1.0, 2)}"
         )
     return text
 

@@ -1,13 +1,13 @@
 """Notebook 05: the table at each budget, and what each method costs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from surgery_lib.evaluation.statistics import compare
+from surgery_lib.evaluation.statistics import compare, holm
 from surgery_lib.report.comparison_notes import notes
 from surgery_lib.report.fronts import SURGERY as SURGERY
 from surgery_lib.report.fronts import Outcome as Outcome
@@ -79,6 +79,54 @@ def budget_bars(
     )
     from_zero(axes, "x")
     return figure
+
+
+def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> Figure:
+    """Behaviour on test prompts of every method, a panel a budget; the best at the middle first."""
+    budgets = sorted({p["budget"] for o in outcomes for p in o["points"]})
+    found = {budget: at_budget(outcomes, measure, budget) for budget in budgets}
+    middle = budgets[len(budgets) // 2]
+
+    def rate(name: str, budget: float) -> Any:
+        return found[budget][name]["test"]["rate"][scorer]
+
+    def left(name: str) -> tuple[float, ...]:
+        order = (middle, *reversed(budgets))
+        return tuple(rate(name, b)["value"] if name in found[b] else 1.0 for b in order)
+
+    names = sorted({name for points in found.values() for name in points}, key=left)
+    size = (WIDTH, 1.5 + 0.26 * len(names))
+    figure, grid = plt.subplots(
+        1, len(budgets), sharex=True, sharey=True, figsize=size, squeeze=False
+    )
+    panels = list(grid[0])
+    reading = base["test"]["rate"][scorer]
+    for axes, budget in zip(panels, budgets, strict=True):
+        axes.axvspan(100 * reading["low"], 100 * reading["high"], color=INK["grey"], alpha=0.2)
+        axes.axvline(100 * reading["value"], color=INK["grey"])
+        for row, name in enumerate(names):
+            if name in found[budget]:
+                value, error = error_bars(rate(name, budget))
+                colour = INK["red"] if name.startswith(SURGERY) else INK["blue"]
+                axes.errorbar(value, row, xerr=error, fmt="o", color=colour, capsize=2)
+        axes.set_title(f"{measure_name(measure)} ≤ {budget}")
+    panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    panels[0].set_ylim(len(names) - 0.4, -0.6)
+    from_zero(panels[0], "x")
+    panels[0].margins(x=0.02)
+    clear = [_fewer_than_base(found[budget], scorer) for budget in budgets]
+    told = ", ".join(f"{n} of {len(found[b])}" for n, b in zip(clear, budgets, strict=True))
+    figure.suptitle(f"Below the unedited model (Holm): {told} methods", fontweight="bold")
+    named = f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})"
+    panels[len(panels) // 2].set_xlabel(named)
+    return figure
+
+
+def _fewer_than_base(points: Mapping[str, Outcome], scorer: str) -> int:
+    """How many methods leave less than the unedited model, all tests together (Holm)."""
+    pairs = [point["against_base"][scorer] for point in points.values()]
+    clear = holm([pair["p"] for pair in pairs])
+    return sum(one and pair["difference"] < 0 for one, pair in zip(clear, pairs, strict=True))
 
 
 def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 from surgery_lib import scorers
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation import statistics
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
@@ -69,6 +70,32 @@ def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
 
 
 @pytest.mark.slow
+def with_pairs(outcomes: list[dict[str, Any]], base: list[int]) -> list[dict[str, Any]]:
+    for point in (point for one in outcomes for point in one["points"]):
+        pair = statistics.compare(base, point["flags"]["exact"])
+        point["against_base"] = {"exact": pair.as_dict()}
+    return outcomes
+
+
+def test_differences_are_paired_and_a_method_without_a_point_has_none(
+    outcomes: list[dict[str, Any]],
+) -> None:
+    known = with_pairs(outcomes, [1] * 80 + [0] * 20)
+    found = lines(advice.paired_table(known, ["surgery", "dpo", "lora"], "context_kl", "exact"))
+    assert found["surgery less no edit"][0].startswith("-70.0 [")
+    assert found["surgery less dpo"][0].startswith("4.0 [")
+    assert found["surgery less dpo"][0].endswith("p 0.125")  # McNemar, four against none
+    assert found["lora less no edit"] == found["surgery less lora"] == ["-"]
+
+
+def test_panels_count_what_is_below_the_unedited_model(outcomes: list[dict[str, Any]]) -> None:
+    base = outcome("base", [1] * 80 + [0] * 20)["points"][0]
+    known = with_pairs(outcomes, base["flags"]["exact"])
+    figure = comparison.budget_panels(known, base, "context_kl", "exact")
+    assert "4 of 5 methods" in figure.get_suptitle()  # all but the one that does nothing
+    assert [t.get_text() for t in figure.axes[0].get_yticklabels()][-1] == "caa"
+
+
 def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     overrides = {"evaluation.clean_texts": 4, "evaluation.limit": 60}
     study = Study.start("patient", "toxicity", 0, overrides, tmp_path)
