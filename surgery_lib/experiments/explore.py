@@ -59,6 +59,12 @@ class Writing:
     seed: int = 0
     chat: bool = False
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """For whatever generates: a prompt that is too long is cut, and no bar is shown."""
+        own = {name: getattr(self, name) for name in ("max_new_tokens", "temperature", "seed")}
+        return {**own, "truncate": True, "progress": False}
+
 
 @dataclass(frozen=True)
 class Side:
@@ -204,15 +210,7 @@ class Explorer:
         ]
         with self._edited(edit):
             found = responses.evaluate(
-                self.model,
-                self.tokenizer,
-                asked,
-                [scorer],
-                max_new_tokens=writing.max_new_tokens,
-                temperature=writing.temperature,
-                seed=writing.seed,
-                truncate=True,
-                progress=False,
+                self.model, self.tokenizer, asked, [scorer], **writing.options
             )
         share = proportion(responses.flags(found["rows"], scorer.name, threshold(scorer)))
         if edit is None:
@@ -228,16 +226,7 @@ class Explorer:
             yield
 
     def _continue(self, prompt: str, writing: Writing) -> str:
-        ((text,),) = generation.generate(
-            self.model,
-            self.tokenizer,
-            [prompt],
-            max_new_tokens=writing.max_new_tokens,
-            temperature=writing.temperature,
-            seed=writing.seed,
-            truncate=True,
-            progress=False,
-        )
+        ((text,),) = generation.generate(self.model, self.tokenizer, [prompt], **writing.options)
         return text
 
     def _ids(self, prompt: str, text: str, writing: Writing) -> tuple[list[int], int]:

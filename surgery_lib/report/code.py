@@ -1,6 +1,6 @@
 """Figures and tables of code by its summaries, drawn from notebook 11's result."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -28,6 +28,25 @@ def bars(readings: Mapping[str, Any]) -> Figure:
     return figure
 
 
+# Column of a table -> what stands in it, for each reading.
+Columns = Mapping[str, Callable[[Mapping[str, Any]], str]]
+
+SETS: Columns = {
+    "programs or pairs": lambda held: str(held["n"]),
+    "measure": lambda held: held["measure"],
+    "its summary": lambda held: f"{held['summary']:.3f}",
+    "the code itself": lambda held: f"{held['code']:.3f}",
+    "difference": lambda held: interval(held["difference"], 1.0, 3),
+}
+EDITS: Columns = {
+    "KL in context": lambda held: f"{held['context_kl']:.4f}",
+    "same summary": lambda held: f"{100 * held['same']:.0f} %",
+    "drift 1 - cos": lambda held: f"{held['drift']:.3f}",
+    "AUC": lambda held: f"{held['auc']:.3f}",
+    "change of AUC": lambda held: interval(held["lost"], 1.0, 3),
+}
+
+
 def table(readings: Mapping[str, Any]) -> str:
     """All measures, and the difference of mean AUC to the encoder on the code itself."""
     head = ["embedding", *MEASURES.values(), "AUC against the code itself"]
@@ -40,36 +59,17 @@ def table(readings: Mapping[str, Any]) -> str:
 
 def sets_table(sets: Mapping[str, Any]) -> str:
     """Other sets of programs: the model's words beside the encoder on the code itself."""
-    head = ["set", "programs or pairs", "measure", "its summary", "the code itself", "difference"]
-    lines = [
-        [
-            name,
-            str(held["n"]),
-            held["measure"],
-            f"{held['summary']:.3f}",
-            f"{held['code']:.3f}",
-            interval(held["difference"], 1.0, 3),
-        ]
-        for name, held in sets.items()
-    ]
-    return markdown_table(head, lines)
+    return _table("set", SETS, sets)
 
 
 def edits_table(readings: Mapping[str, Any]) -> str:
     """What each edit did to summaries and to the AUC of clones."""
-    head = ["edit", "KL in context", "same summary", "drift 1 - cos", "AUC", "change of AUC"]
-    lines = [
-        [
-            name,
-            f"{held['context_kl']:.4f}",
-            f"{100 * held['same']:.0f} %",
-            f"{held['drift']:.3f}",
-            f"{held['auc']:.3f}",
-            interval(held["lost"], 1.0, 3),
-        ]
-        for name, held in readings.items()
-    ]
-    return markdown_table(head, lines)
+    return _table("edit", EDITS, readings)
+
+
+def _table(what: str, columns: Columns, readings: Mapping[str, Any]) -> str:
+    lines = [[name, *(say(held) for say in columns.values())] for name, held in readings.items()]
+    return markdown_table([what, *columns], lines)
 
 
 def words(result: Mapping[str, Any]) -> str:
