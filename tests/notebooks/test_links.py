@@ -83,3 +83,11 @@ def test_torch_and_numpy_are_never_asked_for() -> None:
     wanted = {links.re.split(r"[\[<>=]", text)[0] for text in colab.missing()}
     assert "transformers" in wanted and "ipywidgets" in wanted
     assert not wanted & {"torch", "numpy", "snakemake", "jupyterlab"}
+
+
+def test_quickstarts_model_is_pinned_by_the_models_lock() -> None:
+    colab = script("colab")
+    colab.version = lambda name: None
+    assert [one.split("==")[0] for one in colab.models()] == list(colab.MODELS)
+    colab.version = lambda name: "1"
+    assert colab.models() == []
