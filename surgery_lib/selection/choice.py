@@ -74,7 +74,9 @@ def choose(
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
     cheap = screening or meter
-    points = sweep.screening_points(list(table.scores), fractions, strengths)
+    # At equal damage what an edit can do shows best where all of it is spent.
+    tried = [max(strengths)] if profile.surgery.by_damage else strengths
+    points = sweep.screening_points(list(table.scores), fractions, tried)
     if profile.surgery.by_damage:
         points = sweep.by_damage(model, table, cheap, points, profile, ledger, label=labels[0])
     screened = sweep.measure(model, table, cheap, points, ledger, label=labels[0])
