@@ -50,7 +50,8 @@ def of_region(result: Result) -> Drawn:
 
 
 def of_surgery(result: Result) -> Drawn:
-    yield "sieve", lambda: figures.screening(result)
+    if len(result["sieve"]) > 1:
+        yield "sieve", lambda: figures.screening(result)
     yield "frontier", lambda: figures.frontier(result)
 
 

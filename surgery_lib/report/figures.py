@@ -157,13 +157,15 @@ def screening(result: Mapping[str, Any]) -> Figure:
     rates = [cell["rate"]["value"] for cell in cells]
     least = [cell for cell in cells if cell["rate"]["value"] == min(rates)]
     where = f"{least[0]['kind'].replace('_', ' ')}, layer {least[0]['layer']}"
+    by_damage = len({cell["strength"] for cell in cells}) > 1
+    held, free = ("damage", "") if by_damage else ("size", "; damage is not held equal")
+    before = percent(result["base"]["rate"]["value"], 0)
     axes.set(
         xlabel="layer of the probe",
         title=(
-            f"Same size, other direction: {percent(result['base']['rate']['value'], 0)} become "
+            f"Same {held}, other direction: {before} become "
             f"{percent(min(rates), 0)} to {percent(max(rates), 0)}\n"
-            f"(least by {where if len(least) == 1 else f'{len(least)} of {len(cells)}'}; "
-            "damage is not held equal)"
+            f"(least by {where if len(least) == 1 else f'{len(least)} of {len(cells)}'}{free})"
         ),
     )
     axes.tick_params(axis="y", rotation=0)
@@ -213,6 +215,7 @@ def frontier(result: Mapping[str, Any]) -> Figure:
             f"at {100 * chosen['perplexity_rise']:+.1f} % perplexity (validation)"
         ),
     )
+    axes.margins(y=0.06)  # the base's star is large
     from_zero(axes, "y")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8, labelspacing=0.7)
     return figure

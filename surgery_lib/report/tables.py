@@ -72,7 +72,8 @@ def summary(result: Mapping[str, Any]) -> str:
         rates = [shown(draw["rates"][result["scorers"][0]]) for draw in draws]
         if len(draws) > 1:
             shares = sorted(100 * draw["rate"]["value"] for draw in draws)
-            rates = [f"{shares[0]:.1f} to {shares[-1]:.1f} ({len(draws)} draws)"]
+            ends = dict.fromkeys((f"{shares[0]:.1f}", f"{shares[-1]:.1f}"))
+            rates = [f"{' to '.join(ends)} ({len(draws)} draws)"]
         rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
         rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
         perplexity = shown(draws[0]["perplexity"], 1.0, 2) if len(draws) == 1 else "-"
