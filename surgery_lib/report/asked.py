@@ -80,7 +80,7 @@ def _code(result: Result) -> str:
         held = result["edits"][edit]
         text += (
             f"; {edit} words {percent(1 - held['same'], 0)} of the summaries otherwise, "
-            f"the AUC changes by {interval(held['lost'], 1.0, 2)}"
+            f"the AUC class by class changes by {interval(held['lost'], 1.0, 2)}"
         )
     return text
 

@@ -43,13 +43,13 @@ EDITS: Columns = {
     "same summary": lambda held: f"{100 * held['same']:.0f} %",
     "drift 1 - cos": lambda held: f"{held['drift']:.3f}",
     "AUC": lambda held: f"{held['auc']:.3f}",
-    "change of AUC": lambda held: interval(held["lost"], 1.0, 3),
+    "change of AUC, class by class": lambda held: interval(held["lost"], 1.0, 3),
 }
 
 
 def table(readings: Mapping[str, Any]) -> str:
-    """All measures, and the difference of mean AUC to the encoder on the code itself."""
-    head = ["embedding", *MEASURES.values(), "AUC against the code itself"]
+    """All measures, and the difference of the mean AUC over pairs of classes to the encoder on the code itself."""
+    head = ["embedding", *MEASURES.values(), "AUC against the code itself, class by class"]
     lines = [
         [name, *(f"{held[m]:.3f}" for m in MEASURES), interval(held["against"], 1.0, 3)]
         for name, held in readings.items()
@@ -82,7 +82,7 @@ def words(result: Mapping[str, Any]) -> str:
     lines = [
         f"- Clones by the model's words: AUC {summary['auc']:.3f}; by the encoder on the code "
         f"itself {base['encoder on the code']['auc']:.3f}. The words {verdict} "
-        f"({interval(against, 1.0, 3)} of mean AUC).",
+        f"({interval(against, 1.0, 3)} of AUC, class by class).",
         f"- TF-IDF of tokens comes to {base['TF-IDF of its tokens']['auc']:.3f}, the model's mean "
         f"state to {base[STATE]['auc']:.3f}.",
     ]

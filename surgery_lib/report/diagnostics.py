@@ -97,7 +97,7 @@ def _attack(payload: Mapping[str, Any]) -> tuple[str, str]:
 def _code(payload: Mapping[str, Any]) -> tuple[str, str]:
     summary = payload["base"]["its summary"]
     gain = summary["against"]
-    told = f"AUC {summary['auc']:.3f}; less the code itself {interval(gain, 1.0, 3)}"
+    told = f"AUC {summary['auc']:.3f}; class by class less the code itself {interval(gain, 1.0, 3)}"
     return told, _verdict(gain["low"], gain["high"])
 
 
