@@ -48,7 +48,7 @@ EDITS: Columns = {
 
 
 def table(readings: Mapping[str, Any]) -> str:
-    """All measures, and the difference of the mean AUC over pairs of classes to the encoder on the code itself."""
+    """All measures, and the mean difference over pairs of classes to the encoder on the code."""
     head = ["embedding", *MEASURES.values(), "AUC against the code itself, class by class"]
     lines = [
         [name, *(f"{held[m]:.3f}" for m in MEASURES), interval(held["against"], 1.0, 3)]
