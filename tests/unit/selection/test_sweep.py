@@ -197,6 +197,19 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
 
 
+@pytest.mark.parametrize(("kind", "quoted"), [("file", True), ("patient", True), ("hub", False)])
+def test_prompts_are_quoted_unless_a_hub_holds_them(tiny: Any, kind: str, quoted: bool) -> None:
+    gauge = meter(*tiny)
+    gauge.spec = Behaviour.model_validate(
+        {**SPEC.model_dump(), "prompts": {"test": {"kind": kind, "id": "somewhere"}}}
+    )
+    shown = sweep.examples(gauge, gauge.read(tiny[0]), "vowels", count=12)
+    asked = {prompt.text if quoted else prompt.id for prompt in gauge.prompts}
+    assert {one["prompt"] for one in shown} == asked
+    texts = {sweep.prompt_text(gauge, one["prompt"]) for one in shown}
+    assert texts == {prompt.text for prompt in gauge.prompts}
+
+
 def test_capability_change_is_the_mean_over_tasks() -> None:
     before = {"a": {"metric": "acc", "value": 0.5, "items": [0, 1]}}
     before["b"] = {"metric": "acc", "value": 1.0, "items": [1, 1, 1, 1]}
