@@ -162,7 +162,7 @@ def by_damage(
     found: dict[Point, float | None] = {}
     groups = list(dict.fromkeys(replace(point, strength=0.0) for point in points))
     for group in tqdm(groups, desc=f"{label}: how strong"):
-        name = f"{label} strength {group}"
+        name = f"{label} strength {group} within {budget}"
         held = ledger.get(name)
         if held is None:
 

@@ -110,7 +110,7 @@ def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_
     points = sweep.grid([(one.name, "cosine")], [0.1, 0.2], [0.5, 1.0])
     path = tmp_path / "points.jsonl"
 
-    def brought(ledger: sweep.Ledger) -> list[Point]:
+    def brought(ledger: sweep.Ledger, settings: Profile = settings) -> list[Point]:
         return sweep.by_damage(model, table, gauge, points, settings, ledger, label="sweep")
 
     strong = brought(sweep.Ledger(path, "a"))
@@ -121,6 +121,9 @@ def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_
     assert all(0.9 <= share <= 1 for share in shares[1::2]) and max(shares[::2]) < 0.7
     before = path.read_bytes()
     assert brought(sweep.Ledger(path, "a")) == strong and path.read_bytes() == before
+    wide = settings.model_copy(update={"budget": Budget(perplexity_rise=0.5, margin=1.0)})
+    stronger = brought(sweep.Ledger(path, "a"), wide)  # another budget is found anew
+    assert all(new.strength > old.strength for new, old in zip(stronger, strong, strict=True))
 
 
 def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
