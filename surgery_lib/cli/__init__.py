@@ -1,4 +1,4 @@
-"""`model-surgery`: find an edit, measure it, write it, undo it, all from the terminal.
+"""`model-surgery`: find an edit, measure it, write it, undo it, send it, all from the terminal.
 
 The same library as the notebooks use; what it refuses it says in one line, with exit code 2.
 """
@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from surgery_lib.cli import caches, chat, edits, export, find, reproduce
+from surgery_lib.cli import caches, chat, edits, export, find, push, reproduce
 from surgery_lib.errors import UserError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ for command in (
     edits.apply,
     edits.undo,
     export.export,
+    push.push,
     edits.inspect,
     reproduce.reproduce,
     caches.caches,

@@ -78,19 +78,19 @@ def _controls(result: Result) -> Finding:
         return _at(result, "controls", name)
 
     noise, rows = at("random direction, same rows"), at("random rows, same step")
-    level = at("random rows, same damage")
+    level = at("random rows, same divergence")
     matters = {True: "matters", False: "makes no clear difference"}
     headline = (
         f"The direction {matters[_worse(noise)]}; the choice of rows {matters[_worse(rows)]} "
-        f"at the same step and {matters[_worse(level)]} at the same damage"
+        f"at the same step and {matters[_worse(level)]} at the same divergence"
     )
     text = (
         f"The chosen edit leaves {_left(at('as chosen'))} of the base's {shown(result['base'])} %. "
         f"A random direction of the same length leaves {_left(noise)} in the same rows, "
         f"{_left(at('random direction, its own rows'))} in rows opposed to it, and "
-        f"{_left(at('random direction, same damage'))} where it does as much damage. The chosen "
+        f"{_left(at('random direction, same divergence'))} where it diverges as much. The chosen "
         f"direction in random rows leaves {_left(rows)} at the same step ({_points(rows)}) and "
-        f"{_left(level)} at the same damage ({_points(level)}). Aligned rows leave "
+        f"{_left(level)} at the same divergence ({_points(level)}). Aligned rows leave "
         f"{_left(at('aligned rows, subtracted'))} with the direction subtracted and "
         f"{_left(at('aligned rows, added'))} with it added; inverted, the chosen edit leaves "
         f"{_left(at('inverted direction'))}. The paper (Table 9, RTP): random probe 41.2, random "
@@ -211,7 +211,7 @@ def _rankings(result: Result) -> Finding:
 def _steering(result: Result) -> Finding:
     lines = _lines(result, "steering")
     edit = _at(result, "steering", "the edit")
-    level = _at(result, "steering", "residual stream, same damage")
+    level = _at(result, "steering", "residual stream, same divergence")
     places = ["" if line["x"] is None else f" {line['x']:g}" for line in lines]
     listed = "; ".join(
         f"{line['name']}{at} {_left(line)}" for line, at in zip(lines, places, strict=True)
@@ -223,7 +223,7 @@ def _steering(result: Result) -> Finding:
     return (
         f"At the edit's divergence, steering the residual stream {verdict}: "
         f"{percent(_rate(level))} at {rise(level)} % perplexity",
-        f"{listed}. Against the edit ({percent(_rate(edit))}), steering at equal damage: "
+        f"{listed}. Against the edit ({percent(_rate(edit))}), steering at equal divergence: "
         f"{_points(level)}.",
     )
 

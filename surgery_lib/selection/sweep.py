@@ -19,7 +19,7 @@ from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
 from surgery_lib.evaluation.statistics import Estimate
-from surgery_lib.profile import Budget, Profile
+from surgery_lib.profile import Behaviour, Budget, Profile
 from surgery_lib.selection.strengths import DOUBLINGS, largest
 from surgery_lib.selection.table import Pair, Point, Table
 from surgery_lib.study import Study
@@ -162,7 +162,7 @@ def by_damage(
     found: dict[Point, float | None] = {}
     groups = list(dict.fromkeys(replace(point, strength=0.0) for point in points))
     for group in tqdm(groups, desc=f"{label}: how strong"):
-        name = f"{label} strength {group}"
+        name = f"{label} strength {group} within {budget}"
         held = ledger.get(name)
         if held is None:
 
@@ -236,10 +236,9 @@ def examples(
 ) -> list[dict[str, str]]:
     """Trigger prompts with what the base and the edited model write, those that changed first.
 
-    Prompts of the patient's own world are quoted; those of public data sets, which results do not
-    carry, stand under their id.
+    Prompts that may not be quoted stand under their id.
     """
-    own = all(source.kind == "patient" for source in meter.spec.prompts.validation)
+    own = quotable(meter.spec)
     pairs = list(zip(meter.prompts, meter.base.rows, after.rows, strict=True))
     pairs.sort(key=lambda pair: pair[2]["scores"][scorer] - pair[1]["scores"][scorer])
     return [
@@ -250,6 +249,15 @@ def examples(
         }
         for prompt, before, edited in pairs[:count]
     ]
+
+
+def quotable(spec: Behaviour) -> bool:
+    """Whether results may quote the prompts: the patient's, or files that the user brought.
+
+    Texts of public data sets on the hub are not carried by results.
+    """
+    splits = (spec.prompts.train, spec.prompts.validation, spec.prompts.test)
+    return all(source.kind != "hub" for sources in splits for source in sources)
 
 
 def prompt_text(meter: Evaluator, shown: str) -> str:

@@ -60,7 +60,9 @@ class Site:
             lstrip_blocks=True,
         )
         self.templates.globals.update(
-            version=surgery_lib.__version__, code_colours=cells.stylesheet()
+            version=surgery_lib.__version__,
+            code_colours=cells.stylesheet(),
+            command=sources.of_notebook,
         )
 
     def write(self) -> list[Path]:

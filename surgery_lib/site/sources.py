@@ -52,3 +52,12 @@ def of_result(run: Run, name: str) -> Source | None:
     if step.long:
         words.append(f"NOTEBOOKS={step.name}")
     return Source("/".join(["results", *run.parts, name]), " ".join(words))
+
+
+def of_notebook(name: str) -> str:
+    """The command that executes a notebook; of one that is no step, what opens it."""
+    if name == "grid":
+        return "make grid"
+    if name not in STEPS:
+        return "make lab"
+    return "make reproduce" + (f" NOTEBOOKS={name}" if STEPS[name].long else "")

@@ -18,13 +18,10 @@ import surgery_lib
 from surgery_lib import files, models
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
-from surgery_lib.profile import Behaviour, Profile, check_behaviour, flatten, load_profile
+from surgery_lib.profile import Behaviour, Profile, check_behaviour, load_profile
+from surgery_lib.study.same import difference
 
 SCHEMA = 1
-# Where a study runs and how much it takes at once do not make it another study.
-FREE = ("about", "model.device", "evaluation.tokens_per_batch", "evaluation.engine_options", "job")
-# Mappings whose keys are a user's own.
-OPEN = ("options", "where")
 
 
 @dataclass(frozen=True)
@@ -173,16 +170,11 @@ class Study:
             held = unwrap(files.read_json(path), path)
             if not isinstance(held, dict):
                 raise UserError(f"{path} is not a study's settings; delete it and run again")
-            old, new = flatten(_closed(held)), flatten(_closed(self.settings()))
-            for key in sorted(old.keys() | new.keys()):
-                if any(f"{key}.".startswith(f"{name}.") for name in FREE):
-                    continue
-                was, now = (_at(one, key) for one in (old, new))
-                if None not in (was, now) and was != now:
-                    raise UserError(
-                        f"{self.folder} holds another study ({key} is {was} there, "
-                        f"{now} here); choose another results= or delete that folder"
-                    )
+            if found := difference(held, self.settings(), self.folder):
+                raise UserError(
+                    f"{self.folder} holds another study ({found}); choose another results= or "
+                    "delete that folder"
+                )
             if held == self.settings():
                 return
         self.write_json("study.json", self.settings())
@@ -195,31 +187,6 @@ class Study:
         if path.is_relative_to(self.folder.parents[1]):
             return Path(os.path.relpath(path, self.folder)).as_posix()
         return path.relative_to(home()).as_posix() if path.is_relative_to(home()) else path.name
-
-
-def _closed(value: Any, name: str = "") -> Any:
-    """Settings with every mapping of a user's own keys made one leaf: no format grows there."""
-    if isinstance(value, dict):
-        if name in OPEN:
-            return files.dumps(dict(sorted(value.items())))
-        return {key: _closed(item, key) for key, item in value.items()}
-    return [_closed(item) for item in value] if isinstance(value, list) else value
-
-
-def _at(flat: Mapping[str, Any], key: str) -> str | None:
-    """What stands under a key, as text; None where its section is not known there at all.
-
-    An empty list or mapping above the key is known: it is there, and empty.
-    """
-    if key in flat:
-        return repr(flat[key])
-    if any(name.startswith(f"{key}.") for name in flat):
-        return "not empty"
-    while "." in key:
-        key = key.rpartition(".")[0]
-        if key in flat and flat[key] in ([], {}):
-            return "empty"
-    return None
 
 
 def unwrap(document: Any, path: Path) -> Any:

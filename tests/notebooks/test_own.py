@@ -13,6 +13,7 @@ import yaml
 from surgery_lib.checkpoint import card
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
+from surgery_lib.models import layout, load_model
 from surgery_lib.profile import load_profile
 from surgery_lib.surgery import Surgery
 
@@ -90,6 +91,12 @@ def test_a_wrong_column_is_named(tmp_path: Path, tiny_folder: Path) -> None:
         load(path)
 
 
+def test_every_picture_of_the_docs_is_on_a_page() -> None:
+    pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").glob("*.md"))
+    for path in (ROOT / "docs").glob("*.png"):
+        assert f"]({path.name})" in pages
+
+
 @pytest.mark.slow
 def test_the_readme_command_leaves_a_finished_folder(
     tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -119,4 +126,6 @@ def test_the_readme_python_runs(
     code = section()[1]
     assert len([line for line in code.splitlines() if line.strip()]) <= 16
     exec(code.replace('load_profile("own")', f"load_profile({str(path)!r})"), {})
-    assert len(Surgery.load(tmp_path / "my-surgery").rows) > 0
+    total = layout.total_rows(load_model(str(tiny_folder))[0], "gate")
+    assert len(Surgery.load(tmp_path / "my-surgery").rows) == round(0.02 * total)
+    assert 'score="effect"' in code  # as recommended: 2 % of the rows, by effect

@@ -57,14 +57,14 @@ def controls(bench: Bench) -> Iterator[Variant]:
     noise = [(bench.directions[f"random {n}"], bench.rows(f"random {n}")) for n in _draws(bench)]
     for draw, (direction, own) in enumerate(noise):
         chance, _ = made("random_rows", draw)
-        # Each draw at the multiple at which it does as much damage as the chosen edit.
+        # Each draw at the multiple at which it diverges as much as the chosen edit does.
         by_rows = _matched(bench, f"random rows {draw}", chance, v)
         by_noise = _matched(bench, f"random direction {draw}", own, direction)
         yield one("random direction, same rows", rows, direction, draw=draw)
         yield one("random direction, its own rows", own, direction, draw=draw)
-        yield one("random direction, same damage", own, direction, by_noise, draw)
+        yield one("random direction, same divergence", own, direction, by_noise, draw)
         yield one("random rows, same step", chance, v, draw=draw)
-        yield one("random rows, same damage", chance, v, by_rows, draw)
+        yield one("random rows, same divergence", chance, v, by_rows, draw)
     yield one("aligned rows, subtracted", aligned, -v)
     yield one("aligned rows, added", aligned, v)
     yield one("inverted direction", *made("inverted_direction"))
@@ -170,7 +170,7 @@ def steered(bench: Bench) -> Iterator[Variant]:
         edit = functools.partial(residual, times)
         yield Variant("steering", "residual stream, in gaps", edit, x=times)
     same = bench.matched("steering", residual)
-    yield Variant("steering", "residual stream, same damage", lambda: residual(same))
+    yield Variant("steering", "residual stream, same divergence", lambda: residual(same))
 
 
 QUESTIONS: dict[str, Question] = {

@@ -9,7 +9,7 @@ import pytest
 
 from surgery_lib import files
 from surgery_lib.files import home
-from surgery_lib.report import ablation_figures, asked, figures, fronts
+from surgery_lib.report import ablation_figures, ablation_findings, asked, figures, fronts
 from surgery_lib.report.style import from_zero, nested
 from surgery_lib.study.study import unwrap
 
@@ -87,6 +87,15 @@ def test_committed_figures_are_those_that_results_can_draw(folder: Path) -> None
     fronts_of = {name for name in there if name.startswith("pareto_")}
     assert there - known - alone - fronts_of == set()
     assert {path.stem for path in (folder / "figures").glob("*.svg")} == there
+
+
+@pytest.mark.parametrize("path", sorted(RESULTS.rglob("ablation.json")), ids=str)
+def test_what_is_matched_by_divergence_is_called_so(path: Path) -> None:
+    result = unwrap(files.read_json(path), path)
+    names = {line["name"] for lines in result["lines"].values() for line in lines}
+    assert "residual stream, same divergence" in names
+    assert not any("damage" in name for name in names)
+    assert "damage" not in ablation_findings.everything(result)
 
 
 def test_every_diagnostic_says_its_numbers() -> None:

@@ -110,7 +110,7 @@ def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_
     points = sweep.grid([(one.name, "cosine")], [0.1, 0.2], [0.5, 1.0])
     path = tmp_path / "points.jsonl"
 
-    def brought(ledger: sweep.Ledger) -> list[Point]:
+    def brought(ledger: sweep.Ledger, settings: Profile = settings) -> list[Point]:
         return sweep.by_damage(model, table, gauge, points, settings, ledger, label="sweep")
 
     strong = brought(sweep.Ledger(path, "a"))
@@ -121,6 +121,9 @@ def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_
     assert all(0.9 <= share <= 1 for share in shares[1::2]) and max(shares[::2]) < 0.7
     before = path.read_bytes()
     assert brought(sweep.Ledger(path, "a")) == strong and path.read_bytes() == before
+    wide = settings.model_copy(update={"budget": Budget(perplexity_rise=0.5, margin=1.0)})
+    stronger = brought(sweep.Ledger(path, "a"), wide)  # another budget is found anew
+    assert all(new.strength > old.strength for new, old in zip(stronger, strong, strict=True))
 
 
 def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
@@ -195,6 +198,19 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     result = tables.variants(gauge, {"base": [gauge.base], "edited": [same]})
     assert result["variants"]["edited"]["draws"][0]["against_base"]["vowels"]["p"] == 1
     assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
+
+
+@pytest.mark.parametrize(("kind", "quoted"), [("file", True), ("patient", True), ("hub", False)])
+def test_prompts_are_quoted_unless_a_hub_holds_them(tiny: Any, kind: str, quoted: bool) -> None:
+    gauge = meter(*tiny)
+    gauge.spec = Behaviour.model_validate(
+        {**SPEC.model_dump(), "prompts": {"test": {"kind": kind, "id": "somewhere"}}}
+    )
+    shown = sweep.examples(gauge, gauge.read(tiny[0]), "vowels", count=12)
+    asked = {prompt.text if quoted else prompt.id for prompt in gauge.prompts}
+    assert {one["prompt"] for one in shown} == asked
+    texts = {sweep.prompt_text(gauge, one["prompt"]) for one in shown}
+    assert texts == {prompt.text for prompt in gauge.prompts}
 
 
 def test_capability_change_is_the_mean_over_tasks() -> None:

@@ -208,6 +208,18 @@ def test_what_is_missing_or_broken_is_named(built: Path) -> None:
     assert "is no notebook" in pages(built)["patient-jailbreak-seed1-02_region.html"].seen
 
 
+def test_a_notebook_without_an_executed_copy_says_how_it_is_run(built: Path) -> None:
+    found = pages(built)
+    for name, command in (
+        ("05_compare", "make reproduce NOTEBOOKS=05_compare"),
+        ("grid", "make grid"),
+        ("quickstart", "make lab"),
+    ):
+        said = f"no executed copy is committed; run it with: {command})"
+        assert said in " ".join(found["index.html"].seen.split())
+        assert f"Run it with: {command}" in " ".join(found[f"notebook-{name}.html"].seen.split())
+
+
 def test_the_headline_stands_beside_the_papers(built: Path) -> None:
     index = pages(built)["index.html"].seen
     for words in ("50.0 [25.0, 75.0]", "-80.0 %", "Table 2", "51.4", "5.2", "-89.9 %", "+7.0 %"):

@@ -203,6 +203,28 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     Study.start(results=tmp_path / "other", overrides={"probe.max_tokens": 50})
 
 
+def test_a_search_that_found_nothing_goes_on_with_other_settings(tmp_path: Path) -> None:
+    def start(overrides: dict[str, Any]) -> Study:
+        return Study.start(results=tmp_path, overrides=overrides)
+
+    start({}).write_json("probe.json", {})
+    start({"region.fractions": [0.01], "surgery.strengths": [0.1]})
+    run = start({"budget.perplexity_rise": 0.2})
+    assert run.read_json("study.json")["budget"]["perplexity_rise"] == 0.2
+    run.write_json("region.json", {})
+    with pytest.raises(UserError, match=r"another study \(region.fractions"):
+        start({"region.fractions": [0.01]})
+    start({"surgery.strengths": [0.2]})
+
+
+@pytest.mark.parametrize("kept", ["surgery/surgery", "comparison", "compare/dpo"])
+def test_what_one_choice_led_to_is_not_mixed_with_another_s(tmp_path: Path, kept: str) -> None:
+    Study.start(results=tmp_path).write_json(f"{kept}.json", {})
+    for change in ({"budget.context_kl": 0.5}, {"surgery.strengths": [0.2]}):
+        with pytest.raises(UserError, match="another study"):
+            Study.start(results=tmp_path, overrides=change)
+
+
 def test_a_profile_that_has_grown_is_still_the_same_study(tmp_path: Path) -> None:
     run = Study.start(results=tmp_path)
     document = json.loads(run.path("study.json").read_text(encoding="utf-8"))
