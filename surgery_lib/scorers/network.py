@@ -1,5 +1,6 @@
 """Scores from a server: paced, tried again on passing faults, and kept on disk one by one."""
 
+import asyncio
 import hashlib
 import json
 import math
@@ -57,11 +58,11 @@ class Endpoint:
                 f"{name}: per_second and attempts are above 0 and wait is not below; correct them"
             )
         self.secrets = [word for value in headers.values() for word in value.split()[-1:]]
+        # Identity: a compressed answer may unpack to any size.
+        headers = {**headers, "Accept-Encoding": "identity"}
+        self.options: dict[str, Any] = {"verify": httpx.create_ssl_context(), "timeout": None}
         try:
-            # Identity: a compressed answer may unpack to any size.
-            self.client = httpx.Client(
-                headers={**headers, "Accept-Encoding": "identity"}, timeout=timeout
-            )
+            self.options["headers"] = httpx.Headers(headers)
         except (UnicodeEncodeError, ValueError, httpx.InvalidURL) as error:
             raise UserError(f"the key of {name} holds odd characters; set it again") from error
 
@@ -82,7 +83,9 @@ class Endpoint:
             self._take_turn()
             pause = self.wait * 2**attempt
             try:
-                answer = self._send(body)
+                answer = asyncio.run(self._send(body))
+            except UserError:
+                raise
             except (httpx.TransportError, TimeoutError) as error:
                 fault = type(error).__name__
             except (httpx.InvalidURL, httpx.DecodingError, UnicodeEncodeError, ValueError) as error:
@@ -102,22 +105,23 @@ class Endpoint:
             "kept, so start again later, or lower per_second"
         )
 
-    def _send(self, body: dict[str, Any]) -> httpx.Response:
-        """Ask once. One deadline is over all of the answer, however it drips, and one size."""
-        end = time.monotonic() + self.timeout
-        with self.client.stream("POST", self.url, json=body) as answer:
+    async def _send(self, body: dict[str, Any]) -> httpx.Response:
+        """Ask once. One deadline is over all of it, however its headers or body drip; one size."""
+        async with (
+            asyncio.timeout(self.timeout),
+            httpx.AsyncClient(**self.options) as client,
+            client.stream("POST", self.url, json=body) as answer,
+        ):
             parts, size = [], 0
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UserError(f"{self.name} answers compressed, unasked; check its address")
-            for part in answer.iter_raw():
+            async for part in answer.aiter_raw():
                 parts.append(part)
                 size += len(part)
                 if size > LARGEST:
                     raise UserError(
                         f"{self.name} answers with more than {LARGEST:,} bytes; check its address"
                     )
-                if time.monotonic() > end:
-                    raise TimeoutError
             return httpx.Response(
                 answer.status_code, headers=answer.headers, content=b"".join(parts)
             )
