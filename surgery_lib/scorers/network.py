@@ -49,7 +49,6 @@ class Endpoint:
         self.url = url
         self.attempts = attempts
         self.wait = wait
-        self.gap = 1.0 / per_second
         self.next = 0.0
         self.lock = threading.Lock()
         self.timeout = timeout
@@ -57,6 +56,7 @@ class Endpoint:
             raise UserError(
                 f"{name}: per_second and attempts are above 0 and wait is not below; correct them"
             )
+        self.gap = 1.0 / per_second
         self.secrets = [word for value in headers.values() for word in value.split()[-1:]]
         # Identity: a compressed answer may unpack to any size.
         headers = {**headers, "Accept-Encoding": "identity"}

@@ -1,5 +1,6 @@
 """Faults that were found by attacking the package, each of which was once silent or a traceback."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,41 @@ def test_a_scorer_is_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
         check({"kind": "perspective"})
     with pytest.raises(UserError, match="phrasses"):
         check({"kind": "refusal", "options": {"phrasses": ["no"]}})
+
+
+TRAIN = {"kind": "file", "id": "data/open/guide.jsonl", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"kind": "judge"}, "set JUDGE_BASE_URL .* and JUDGE_MODEL"),
+        ({"kind": "judge", "id": "m", "format": "xml"}, "unknown verdict format 'xml'"),
+        ({"kind": "judge", "id": "m", "per_second": 0}, "per_second"),
+        ({"kind": "refusal", "where": "middle"}, "not 'middle'"),
+        ({"kind": "refusal", "phrases": "sorry"}, "list of texts"),
+        ({"kind": "patient", "id": "rude"}, "no exact scorer 'rude'"),
+        ({"kind": "texts", "id": "no/such.jsonl"}, "there is no file no/such.jsonl"),
+        ({"kind": "words", "id": "/no/such", "column": "a", "positive": [], "negative": []}, "not"),
+        ({"kind": "minilm", "train": TRAIN}, "not installed"),
+        ({"kind": "minilm", "id": ".", "train": {**TRAIN, "id": "no.csv"}}, "no file no.csv"),
+        ({"kind": "minilm", "id": ".", "train": {"kind": "file"}}, "need a label"),
+        ({"kind": "minilm", "id": ".", "train": {"kind": "disk"}}, "kind: Input should be"),
+    ],
+)
+def test_what_a_scorer_lacks_is_told_before_anything_runs(
+    spec: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("surgery_lib.models.packages.distribution", absent)
+    monkeypatch.setenv("JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.delenv("JUDGE_MODEL", raising=False)
+    monkeypatch.setenv(files.CACHE, str(tmp_path))
+    with pytest.raises(UserError, match=words) as caught:
+        check(spec)
+    assert "\n" not in str(caught.value)
 
 
 def test_keys_are_hidden_in_errors() -> None:
