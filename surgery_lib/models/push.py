@@ -5,10 +5,10 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from surgery_lib.errors import UserError
+from surgery_lib.errors import UserError, hidden
 from surgery_lib.models.hub import answering
 
 NEEDED = "README.md"
@@ -67,24 +67,31 @@ def push_to_hub(
             )
     except UserError:
         raise
+    # What the client raises may hold the token: no error of its own is kept, in a traceback either.
     except (HfHubHTTPError, LocalTokenNotFoundError, HFValidationError) as error:
-        reason = " ".join(str(error).split())
-        if token:
-            reason = reason.replace(token, "•••")
+        reason = hidden(" ".join(str(error).split()), [token, _stored()])
         status = getattr(getattr(error, "response", None), "status_code", 0)
         advice = (
             "the hub itself fails: try later"
             if status >= 500
             else "log in with `hf auth login` and check the name"
         )
-        raise UserError(f"the hub refused {name}: {reason[:200]}; {advice}") from error
+        raise UserError(f"the hub refused {name}: {reason[:200]}; {advice}") from None
     except Exception as error:  # whatever the client raises over an answer that is none
         kind = type(error).__name__
         raise UserError(
             f"the hub did not answer as it should ({kind}); check the network, HF_ENDPOINT and "
             "HF_HUB_OFFLINE, then send again"
-        ) from error
+        ) from None
     return str(done.commit_url)
+
+
+def _stored() -> str | None:
+    """The token that the client sends where none is given."""
+    try:
+        return get_token()
+    except Exception:  # a login that has run out, or a server of tokens that is not there
+        return None
 
 
 def _goes(path: Path, folder: Path) -> bool:

@@ -2,14 +2,12 @@
 
 import importlib
 import inspect
-import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel
 
 from surgery_lib.errors import UserError
-from surgery_lib.models import resolve
 from surgery_lib.scorers.base import Named
 
 # kind → module, class, and which argument of the class each field of the description is
@@ -52,23 +50,23 @@ def build(spec: Mapping[str, Any] | BaseModel) -> Named:
     )
 
 
-# What a scorer cannot do without, by the environment.
-NEEDED = {"perspective": ("PERSPECTIVE_API_KEY",), "judge": ("JUDGE_BASE_URL",)}
+# Of these nothing is loaded or asked for before they score: to build one is to check it.
+AT_ONCE = ("patient", "refusal", "perspective", "judge")
 
 
 def check(spec: Mapping[str, Any] | BaseModel) -> None:
     """UserError for what `build` would refuse, as far as it can be told without loading a model."""
     kind, options = _options(dict(spec.model_dump() if isinstance(spec, BaseModel) else spec))
-    module, family, _ = KINDS[kind]
+    if kind in AT_ONCE:
+        build(spec)
+        return
+    module, name, _ = KINDS[kind]
+    family = getattr(importlib.import_module(module), name)
     try:
-        inspect.signature(getattr(importlib.import_module(module), family)).bind(**options)
+        inspect.signature(family).bind(**options)
     except TypeError as error:
         raise UserError(f"scorer {kind}: {error}; correct its options in the profile") from error
-    for name in NEEDED.get(kind, ()):
-        if not os.environ.get(name):
-            raise UserError(f"the {kind} scorer needs {name}; set it, or use a classifier")
-    if kind == "classifier" and not str(options["id"]).startswith("embedded:"):
-        resolve(str(options["id"]))
+    family.check(**options)
 
 
 def _options(given: dict[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -1,13 +1,14 @@
 """Any sequence classifier of the hub, the mirror or a folder as a scorer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 
 from surgery_lib.errors import UserError
-from surgery_lib.models import load_classifier
+from surgery_lib.models import load_classifier, resolve
 from surgery_lib.models.generation import batches, context_length
 
 
@@ -53,6 +54,12 @@ class ClassifierScorer:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.model.config.pad_token_id = self.tokenizer.pad_token_id
+
+    @staticmethod
+    def check(id: str, **_: Any) -> None:
+        """UserError where no such model can be; one that a notebook trains may still come."""
+        if not str(id).startswith("embedded:"):
+            resolve(str(id))
 
     @torch.inference_mode()
     def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:

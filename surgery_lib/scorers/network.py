@@ -1,5 +1,6 @@
 """Scores from a server: paced, tried again on passing faults, and kept on disk one by one."""
 
+import asyncio
 import hashlib
 import json
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from surgery_lib import files
-from surgery_lib.errors import UserError
+from surgery_lib.errors import UserError, hidden
 from surgery_lib.files import loads
 
 LARGEST = 8 << 20  # bytes of an answer; a verdict takes a few hundred
@@ -48,7 +49,6 @@ class Endpoint:
         self.url = url
         self.attempts = attempts
         self.wait = wait
-        self.gap = 1.0 / per_second
         self.next = 0.0
         self.lock = threading.Lock()
         self.timeout = timeout
@@ -56,12 +56,13 @@ class Endpoint:
             raise UserError(
                 f"{name}: per_second and attempts are above 0 and wait is not below; correct them"
             )
+        self.gap = 1.0 / per_second
         self.secrets = [word for value in headers.values() for word in value.split()[-1:]]
+        # Identity: a compressed answer may unpack to any size.
+        headers = {**headers, "Accept-Encoding": "identity"}
+        self.options: dict[str, Any] = {"verify": httpx.create_ssl_context(), "timeout": None}
         try:
-            # Identity: a compressed answer may unpack to any size.
-            self.client = httpx.Client(
-                headers={**headers, "Accept-Encoding": "identity"}, timeout=timeout
-            )
+            self.options["headers"] = httpx.Headers(headers)
         except (UnicodeEncodeError, ValueError, httpx.InvalidURL) as error:
             raise UserError(f"the key of {name} holds odd characters; set it again") from error
 
@@ -82,7 +83,9 @@ class Endpoint:
             self._take_turn()
             pause = self.wait * 2**attempt
             try:
-                answer = self._send(body)
+                answer = asyncio.run(self._send(body))
+            except UserError:
+                raise
             except (httpx.TransportError, TimeoutError) as error:
                 fault = type(error).__name__
             except (httpx.InvalidURL, httpx.DecodingError, UnicodeEncodeError, ValueError) as error:
@@ -102,22 +105,23 @@ class Endpoint:
             "kept, so start again later, or lower per_second"
         )
 
-    def _send(self, body: dict[str, Any]) -> httpx.Response:
-        """Ask once. One deadline is over all of the answer, however it drips, and one size."""
-        end = time.monotonic() + self.timeout
-        with self.client.stream("POST", self.url, json=body) as answer:
+    async def _send(self, body: dict[str, Any]) -> httpx.Response:
+        """Ask once. One deadline is over all of it, however its headers or body drip; one size."""
+        async with (
+            asyncio.timeout(self.timeout),
+            httpx.AsyncClient(**self.options) as client,
+            client.stream("POST", self.url, json=body) as answer,
+        ):
             parts, size = [], 0
             if answer.headers.get("content-encoding", "identity").lower() != "identity":
                 raise UserError(f"{self.name} answers compressed, unasked; check its address")
-            for part in answer.iter_raw():
+            async for part in answer.aiter_raw():
                 parts.append(part)
                 size += len(part)
                 if size > LARGEST:
                     raise UserError(
                         f"{self.name} answers with more than {LARGEST:,} bytes; check its address"
                     )
-                if time.monotonic() > end:
-                    raise TimeoutError
             return httpx.Response(
                 answer.status_code, headers=answer.headers, content=b"".join(parts)
             )
@@ -137,14 +141,6 @@ class Endpoint:
             raise UserError(
                 f"{self.name} answered something that is not JSON; check its address"
             ) from error
-
-
-def hidden(text: str, secrets: Sequence[str | None]) -> str:
-    """The text without keys: a server may echo them, and an executed notebook keeps errors."""
-    for secret in secrets:
-        if secret:
-            text = text.replace(secret, "•••")
-    return text
 
 
 def _asked_for(answer: httpx.Response, otherwise: float) -> float:

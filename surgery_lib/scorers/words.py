@@ -17,9 +17,10 @@ from sklearn.pipeline import make_pipeline
 
 from surgery_lib.data import sources
 from surgery_lib.data.labels import shows
-from surgery_lib.data.load import numbered
+from surgery_lib.data.load import check_source, numbered
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
+from surgery_lib.profile import Source
 
 
 class WordModel:
@@ -82,6 +83,11 @@ class WordsScorer(WordModel):
         self.positive, self.negative = tuple(positive), tuple(negative)
         super().__init__(name, *self._labelled(split), rare=3, C=1.0)
 
+    @staticmethod
+    def check(id: str, *, split: str = "train", **_: Any) -> None:
+        """UserError where the mirror has the data set without that split."""
+        sources.check(id, None, split)
+
     @cached_property
     def auc(self) -> float:
         """How well it ranks the data set's own test split."""
@@ -123,8 +129,7 @@ class TextsScorer(WordModel):
         label: str = "label",
         positive: Sequence[str | int | float | bool] = (1,),
     ):
-        if not (home() / path).is_file():
-            raise UserError(f"there is no file {path}; give its path from the repository's root")
+        self.check(path)
         lines = numbered(home() / path)
         rows = [row for _, row in lines]
         labels = [
@@ -135,3 +140,8 @@ class TextsScorer(WordModel):
             raise UserError(f"{Path(path).name} has texts of one class only; give texts of both")
         texts = [str(sources.column(row, text)) for row in rows]
         super().__init__("texts", texts, labels, rare=1, C=30.0)
+
+    @staticmethod
+    def check(path: str, **_: Any) -> None:
+        """UserError where there is no such file."""
+        check_source(Source(kind="file", id=str(path)))

@@ -1,6 +1,7 @@
 """The journal that a search keeps its trials in: one writer at a time, whole lines alone."""
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +11,9 @@ from surgery_lib.study.locks import alone
 
 # Of the system: a full disk or quota, a folder that may not be written, a read-only system.
 CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS)
+
+# Of a journal whose lines are no operations of Optuna's; an unknown one it asserts away.
+FAULTS = (ValueError, LookupError, TypeError, AttributeError, AssertionError, RecursionError)
 
 
 @contextmanager
@@ -23,6 +27,8 @@ def held(journal: Path | str | None) -> Iterator[None]:
         yield
         return
     path = Path(journal)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file for the search's journal")
     try:
         with alone(path.with_name(f".{path.name}.lock"), f"the search in {path}"):
             yield
@@ -36,10 +42,16 @@ def held(journal: Path | str | None) -> Iterator[None]:
 
 
 def mend(path: Path) -> None:
-    """Cut off a last line that a killed search left half-written."""
+    """Cut off a last line that a killed search left half-written.
+
+    Optuna passes over a last whole line that is no JSON, and fails once it has written another
+    behind it: so it is read here, and raises one of `FAULTS`.
+    """
     if path.is_file():
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
         if whole < len(content):
             with path.open("r+b") as handle:
                 handle.truncate(whole)
+        if whole:
+            json.loads(content[:whole].splitlines()[-1])

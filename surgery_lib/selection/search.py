@@ -213,7 +213,7 @@ def _open(journal: Path | str | None, baseline: Baseline, key: str, budgets: int
             path.parent.mkdir(parents=True, exist_ok=True)
             journals.mend(path)
             storage = optuna.storages.JournalStorage(JournalFileBackend(str(path)))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except journals.FAULTS as error:
             raise UserError(
                 f"{path} is damaged ({type(error).__name__}); remove it to search anew"
             ) from error

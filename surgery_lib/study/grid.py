@@ -1,5 +1,6 @@
 """A grid of studies, profiles × behaviours × seeds, from one YAML file; and what came of it."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
 from surgery_lib.profile import Profile, check_behaviour, closest, load_profile
+from surgery_lib.profile.schema import NAME
 
 KEYS = ("about", "profiles", "behaviours", "seeds", "overrides")
 
@@ -36,12 +38,17 @@ class Grid:
             path = home() / path
         if not files.is_file(path):
             raise UserError(f"there is no grid {path.name[:100]}; see workflow/grids/")
+        if not re.fullmatch(NAME, path.stem):
+            raise UserError(
+                f"a grid's name becomes a folder: {path.name[:100]!r} has to be letters, digits "
+                "and ._- before .yaml; rename it"
+            )
         raw = files.parse_yaml(files.read_text(path), f"grid {path.name}")
         if not isinstance(raw, dict) or not raw.get("profiles"):
             raise UserError(f"grid {path.name} names no profiles; see workflow/grids/patient.yaml")
         for key in raw:
             if key not in KEYS:
-                raise UserError(f"grid {path.name} has no key {key!r}; {closest(key, KEYS)}")
+                raise UserError(f"grid {path.name} has no key {key!r}; {closest(str(key), KEYS)}")
         overrides = raw.get("overrides") or {}
         if not isinstance(overrides, dict) or not all(isinstance(key, str) for key in overrides):
             raise UserError(f"grid {path.name}: overrides are key: value, as in probe.limit: 50")

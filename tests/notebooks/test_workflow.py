@@ -184,11 +184,23 @@ def test_a_killed_run_resumes_and_a_lost_result_is_made_again(graph: Path) -> No
 
 
 @pytest.mark.slow
-def test_the_graph_checks_settings_before_it_runs_anything(graph: Path) -> None:
-    code, output = finish(snakemake(graph, "behaviour=toxicty"))
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("behaviour=toxicty", "profile real-text has no behaviour 'toxicty'; did you mean"),
+        ("set=about=it's", "seed=0 set=about=it's: No closing quotation; correct it"),
+        ("seed=x", "seed=x set=: invalid literal"),
+        ("notebooks=06_ablat", "there is no notebook 06_ablat; did you mean 06_ablate"),
+        ("results=a{b}", "braces are Snakemake's own"),
+    ],
+)
+def test_the_graph_checks_settings_before_it_runs_anything(
+    graph: Path, given: str, message: str
+) -> None:
+    code, output = finish(snakemake(graph, given))
     assert code == 1
     last = output.splitlines()[-1]
-    assert last.startswith("error: profile real-text has no behaviour 'toxicty'; did you mean")
+    assert last.startswith("error: ") and message in last
     assert not (graph / "results").exists()
 
 

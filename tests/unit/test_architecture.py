@@ -1,5 +1,7 @@
 """The house: rooms import downwards only, and stay small; its picture is the real one."""
 
+import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,3 +24,16 @@ def test_the_house_is_small() -> None:
         str(p.relative_to(PACKAGE)): len(p.read_text().splitlines()) for p in PACKAGE.rglob("*.py")
     }
     assert not {name: length for name, length in lengths.items() if length > 300}
+
+
+def test_no_model_is_read_without_saying_whether_its_python_may_run() -> None:
+    """Left out, transformers asks, and runs it for whoever answers y."""
+    silent = [
+        f"{path.relative_to(PACKAGE)}:{call.lineno}"
+        for path in PACKAGE.rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call)
+        and re.fullmatch(r"(Auto\w+|family)\.from_(pretrained|config)", ast.unparse(call.func))
+        and "trust_remote_code" not in [word.arg for word in call.keywords]
+    ]
+    assert not silent

@@ -1,5 +1,6 @@
 """Faults that were found by attacking the package, each of which was once silent or a traceback."""
 
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,10 @@ from torch import Tensor
 
 from surgery_lib import checkpoint, files
 from surgery_lib.data import load as data_load
-from surgery_lib.errors import UserError
+from surgery_lib.errors import UserError, hidden
 from surgery_lib.models import activations, push, tokens
 from surgery_lib.models.check import indexed
 from surgery_lib.profile import load_profile
-from surgery_lib.scorers import network
 from surgery_lib.scorers.build import check
 from surgery_lib.scorers.refusal import RefusalPhrases
 from surgery_lib.site import build as site
@@ -231,8 +231,43 @@ def test_a_scorer_is_checked_before_anything_runs(monkeypatch: pytest.MonkeyPatc
         check({"kind": "refusal", "options": {"phrasses": ["no"]}})
 
 
+TRAIN = {"kind": "file", "id": "data/open/guide.jsonl", "label": "label"}
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"kind": "judge"}, "set JUDGE_BASE_URL .* and JUDGE_MODEL"),
+        ({"kind": "judge", "id": "m", "format": "xml"}, "unknown verdict format 'xml'"),
+        ({"kind": "judge", "id": "m", "per_second": 0}, "per_second"),
+        ({"kind": "refusal", "where": "middle"}, "not 'middle'"),
+        ({"kind": "refusal", "phrases": "sorry"}, "list of texts"),
+        ({"kind": "patient", "id": "rude"}, "no exact scorer 'rude'"),
+        ({"kind": "texts", "id": "no/such.jsonl"}, "there is no file no/such.jsonl"),
+        ({"kind": "words", "id": "/no/such", "column": "a", "positive": [], "negative": []}, "not"),
+        ({"kind": "minilm", "train": TRAIN}, "not installed"),
+        ({"kind": "minilm", "id": ".", "train": {**TRAIN, "id": "no.csv"}}, "no file no.csv"),
+        ({"kind": "minilm", "id": ".", "train": {"kind": "file"}}, "need a label"),
+        ({"kind": "minilm", "id": ".", "train": {"kind": "disk"}}, "kind: Input should be"),
+    ],
+)
+def test_what_a_scorer_lacks_is_told_before_anything_runs(
+    spec: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> None:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("surgery_lib.models.packages.distribution", absent)
+    monkeypatch.setenv("JUDGE_BASE_URL", "http://127.0.0.1:9/v1")
+    monkeypatch.delenv("JUDGE_MODEL", raising=False)
+    monkeypatch.setenv(files.CACHE, str(tmp_path))
+    with pytest.raises(UserError, match=words) as caught:
+        check(spec)
+    assert "\n" not in str(caught.value)
+
+
 def test_keys_are_hidden_in_errors() -> None:
-    assert network.hidden("bad key s3cret!", ["s3cret", None]) == "bad key •••!"
+    assert hidden("bad key s3cret!", ["s3cret", None]) == "bad key •••!"
 
 
 def test_a_result_without_its_tensors_is_not_done(tmp_path: Path) -> None:

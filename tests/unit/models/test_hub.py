@@ -3,6 +3,7 @@
 import base64
 import json
 import threading
+import traceback
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -72,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.hang():
             return
         if hub.refuses:
-            self.answer({"error": "not allowed"}, 403)
+            self.answer({"error": f"not allowed: {self.headers['Authorization']}"}, 403)
         elif self.path == "/api/repos/create":
             asked = json.loads(body)
             hub.private = asked.get("private") or asked.get("visibility") == "private"
@@ -173,6 +174,28 @@ def test_refusals_are_one_line(hub: Hub, folder: Path) -> None:
     (folder / "README.md").unlink()
     with pytest.raises(UserError, match=r"has no README\.md"):
         push_to_hub(folder, "me/patch", ask=None)
+
+
+@pytest.mark.parametrize("way", ["given", "stored", "no header"])
+def test_no_token_stands_in_an_error(
+    hub: Hub, folder: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.refuses = True
+    secret = "hf_s3cret" + ("\n" if way == "no header" else "")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(folder / "none"))
+    if way == "stored":
+        monkeypatch.setenv("HF_TOKEN", secret)
+    with pytest.raises(UserError, match="the hub") as caught:
+        push_to_hub(
+            folder,
+            "me/patch",
+            ask=None,
+            token=None if way == "stored" else secret,
+            endpoint=hub.address,
+        )
+    assert "\n" not in str(caught.value)
+    assert (way == "no header") != ("•••" in str(caught.value))
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize("step", ["/create", "/preupload/", "/commit/"])

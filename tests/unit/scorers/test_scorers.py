@@ -9,9 +9,11 @@ import scripted
 import torch
 import transformers as hf
 
+from surgery_lib import files
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.scorers import ClassifierScorer, RefusalPhrases, build
+from surgery_lib.scorers.minilm import Encoder
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +93,17 @@ def test_build_reads_a_profiles_section(classifier: Path) -> None:
     ]:
         with pytest.raises(UserError, match=words):
             build(spec)
+
+
+def test_an_encoders_own_python_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted.byte_tokenizer().save_pretrained(tmp_path)
+    config = {"model_type": "own", "auto_map": {"AutoConfig": "own.C", "AutoModel": "own.M"}}
+    files.write_json(tmp_path / "config.json", config)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match=r"trust_remote_code|no encoder|no usable tokenizer"):
+        Encoder(str(tmp_path))
+    assert not (tmp_path / "ran").exists()
 
 
 def test_numbers_outside_the_unit_interval_are_an_error() -> None:

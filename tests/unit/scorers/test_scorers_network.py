@@ -1,7 +1,9 @@
 """The network scorers against a local server that speaks the real APIs, faults included."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 
 from surgery_lib.errors import UserError
-from surgery_lib.scorers import build
+from surgery_lib.scorers import build, network
 from surgery_lib.scorers.judge import JudgeScorer
 from surgery_lib.scorers.perspective import PerspectiveScorer
 
@@ -138,8 +140,6 @@ def test_quota_and_outage_are_waited_out(server: Server, tmp_path: Path) -> None
 
 def test_pace_is_kept(server: Server, tmp_path: Path) -> None:
     scorer = perspective(tmp_path, per_second=20.0)
-    import time
-
     began = time.monotonic()
     scorer([f"text {i}" for i in range(6)])
     assert time.monotonic() - began >= 5 / 20
@@ -240,3 +240,42 @@ def test_nobody_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERSPECTIVE_URL", "http://127.0.0.1:9/none")
     with pytest.raises(UserError, match="ConnectError"):
         perspective(tmp_path)(["text"])
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200 OK\r\nx: ", b"HTTP/1.1 200 OK\r\n\r\n"])
+def test_one_deadline_is_over_headers_and_body_that_drip(first: bytes) -> None:
+    def drip(listening: socket.socket) -> None:
+        with listening, listening.accept()[0] as connection:
+            connection.sendall(first)
+            try:
+                for _ in range(80):
+                    time.sleep(0.05)
+                    connection.sendall(b"x")
+            except OSError:  # the other side has gone
+                return
+
+    listening = socket.create_server(("127.0.0.1", 0))
+    threading.Thread(target=drip, args=[listening], daemon=True).start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    began = time.monotonic()
+    with pytest.raises(UserError, match=r"1 attempts \(TimeoutError\)"):
+        network.Endpoint("it", url, {}, attempts=1, timeout=0.5).post({})
+    assert time.monotonic() - began < 3.0
+
+
+@pytest.mark.parametrize(
+    ("headers", "words"),
+    [({}, "more than 100 bytes"), ({"content-encoding": "gzip"}, "answers compressed, unasked")],
+)
+def test_too_much_and_the_compressed_are_named(
+    server: Server,
+    tmp_path: Path,
+    headers: dict[str, str],
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(network, "LARGEST", 100)
+    server.script = [(200, b"x" * 101, headers)]
+    with pytest.raises(UserError, match=words):
+        perspective(tmp_path)(["text"])
+    assert len(server.seen) == 1

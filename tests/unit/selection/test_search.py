@@ -304,3 +304,24 @@ def test_a_folder_that_may_not_be_written_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("surgery_lib.selection.search.JournalFileBackend", refused)
     with pytest.raises(UserError, match=r"Permission denied.*make it writable"):
         run(Toy(), journal=tmp_path / "search.journal")
+
+
+@pytest.mark.parametrize("place", [1, None], ids=["within", "last"])
+@pytest.mark.parametrize(
+    "line", [b'{"op', b'{"\xff"}', b"[" * 100_000, b"null", b"{}", b'{"op_code": 99}']
+)
+def test_a_broken_journal_is_one_line(tmp_path, line, place):
+    journal = tmp_path / "search.journal"
+    run(Toy(), journal=journal, trials=1)
+    lines = journal.read_bytes().splitlines()
+    lines.insert(len(lines) if place is None else place, line)
+    broken = b"\n".join([*lines, b""])
+    journal.write_bytes(broken)
+    with pytest.raises(UserError, match=r"search\.journal is damaged \(\w+\); remove it"):
+        run(Toy(), journal=journal)
+    assert journal.read_bytes() == broken
+
+
+def test_a_folder_is_no_journal(tmp_path):
+    with pytest.raises(UserError, match="is a folder; name a file"):
+        run(Toy(), journal=tmp_path)

@@ -44,11 +44,20 @@ def test_overrides_reach_the_profiles(tmp_path):
         ("profiles: [patient]\noverrides: {job.core: 2}", "job"),
         ("seeds: [1]", "names no profiles"),
         ("profiles: [", "not valid YAML"),
+        ("profiles: [patient]\n5: 5", "has no key 5"),
     ],
 )
 def test_mistakes_are_named_before_a_job_starts(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         Grid.load(written(tmp_path, text))
+
+
+@pytest.mark.parametrize("name", ["$(touch x){a}", "a b", ".a", "x" * 65])
+def test_a_grids_name_is_part_of_paths(tmp_path, name):
+    path = tmp_path / f"{name}.yaml"
+    path.write_text("profiles: [patient]")
+    with pytest.raises(UserError, match="rename it"):
+        Grid.load(path)
 
 
 def test_a_grid_that_is_not_there(tmp_path):
