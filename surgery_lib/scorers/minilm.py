@@ -106,7 +106,7 @@ def labelled(given: Sequence[Source]) -> tuple[list[str], list[bool]]:
                 f"{source.id}: training texts of a scorer need a label; name its column"
             )
         for row in load.rows(source, source.split or "train"):
-            text = str(sources.column(row, source.text)).strip()
+            text = load.text_of(source, row).strip()
             if text:
                 value = sources.column(row, source.label)
                 found.setdefault(text, shows(value, source.positive, f"{source.id}: {text[:40]!r}"))

@@ -1,16 +1,20 @@
 """Data of a behaviour as a profile describes it."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from surgery_lib import files
-from surgery_lib.data import labels
+from surgery_lib.cli.options import read_texts
+from surgery_lib.data import labels, sources
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
-from surgery_lib.profile import Behaviour
-from surgery_lib.scorers.words import TextsScorer
+from surgery_lib.profile import Behaviour, Source
+from surgery_lib.scorers.minilm import labelled
+from surgery_lib.scorers.words import TextsScorer, WordsScorer
 
 
 def spec(folder: Path, **changes: Any) -> Behaviour:
@@ -76,6 +80,30 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
     files.write_jsonl(tmp_path / "train.jsonl", [{"comment": "a", "kind": "bad"}])
     with pytest.raises(UserError, match="comment"):
         behaviours.load("own", wrong)
+
+
+@pytest.mark.parametrize("value", [None, 5, ["a"], True])
+@pytest.mark.parametrize("reader", ["rows", "joined", "command", "texts", "words", "minilm"])
+def test_what_is_no_text_is_named_with_its_line(
+    tmp_path: Path, reader: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"some words {i}", "label": i % 2} for i in range(4)]
+    rows[2]["text"] = value
+    files.write_jsonl(path, rows)
+    monkeypatch.setattr(sources, "rows", lambda *_, **__: files.read_jsonl(path))
+    source = Source(kind="file", id=str(path), label="label", join=5 if reader == "joined" else 0)
+    read: dict[str, Callable[[], Any]] = {
+        "rows": lambda: [behaviours.text_of(source, row) for row in behaviours.rows(source, "")],
+        "joined": lambda: behaviours.rows(source, ""),
+        "command": lambda: read_texts(path),
+        "texts": lambda: TextsScorer(str(path)),
+        "words": lambda: WordsScorer("set", column="label", positive=[1], negative=[0]),
+        "minilm": lambda: labelled([source]),
+    }
+    place = "set, train, row 2" if reader == "words" else f"{path}, line 3"
+    with pytest.raises(UserError, match=f"{re.escape(place)}, column 'text' is .* no text"):
+        read[reader]()
 
 
 def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
