@@ -54,11 +54,14 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
         group = source.group or str(named or name)
         return Prompt(identity, prompt(text_of(source, row)), group)
 
+    examples = read("examples", spec.examples, _as_example)
+    # Before anything else is read: clean texts may be those of these that have one label.
+    BehaviourData(name, examples, prompts={}).check()
     prompts = read("prompts", spec.prompts, as_prompt)
     clean = read("clean", spec.clean, lambda source, row, _: text_of(source, row))
     data = BehaviourData(
         name=name,
-        examples=read("examples", spec.examples, _as_example),
+        examples=examples,
         prompts=prompts,
         benign=read("benign", spec.benign, as_prompt),
         clean=clean,
