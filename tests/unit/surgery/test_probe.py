@@ -286,7 +286,7 @@ def test_save_and_load(tmp_path: Path, short: None) -> None:
         {"direction": torch.full((WIDTH,), float("inf"))},
         {"direction": torch.tensor(1.0)},
     ],
-    ids=str,
+    ids=lambda change: "".join(change),
 )
 def test_a_probe_of_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     path = tmp_path / "probe.safetensors"
