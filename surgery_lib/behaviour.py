@@ -58,10 +58,10 @@ class BehaviourData:
                 raise UserError(
                     f"{self.name}, {split}: labels are {sorted(labels)}; give 0 and 1 only"
                 )
-            if len(labels) < 2:
+            if missing := [str(label) for label in (0, 1) if label not in labels]:
                 raise UserError(
-                    f"{self.name}, {split}: {len(examples)} labelled texts with "
-                    f"{len(labels)} of the two classes; give texts of both"
+                    f"{self.name}, {split}: none of {len(examples)} labelled texts has label "
+                    f"{' or '.join(missing)}; give texts of both"
                 )
         for kind, texts in self._texts().items():
             owner: dict[str, str] = {}

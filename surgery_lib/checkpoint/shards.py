@@ -26,6 +26,13 @@ INDEX = "model.safetensors.index.json"
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
 MOST_BLOCKS = 1_000_000  # or length of a hidden state; more is no model
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+# What safetensors writes, in bits: a copy with anything else would not load.
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+BITS |= dict.fromkeys(("BOOL", "I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8)
+BITS |= dict.fromkeys(("F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
+BITS |= dict.fromkeys(("I16", "U16", "F16", "BF16"), 16)
+BITS |= dict.fromkeys(("I32", "U32", "F32"), 32)
+BITS |= dict.fromkeys(("I64", "U64", "F64", "C64"), 64)
 # What configurations call the number of blocks and the length of a hidden state.
 DEPTH_NAMES = ("num_hidden_layers", "n_layer", "num_layers")
 WIDTH_NAMES = ("hidden_size", "n_embd", "d_model")
@@ -204,7 +211,9 @@ def read_header(path: Path) -> list[Stored]:
             if length > size:
                 raise ValueError("its header is cut short")
             header = files.loads(handle.read(length).decode("utf-8"), "its header")
-        header.pop("__metadata__", None)
+        about = header.pop("__metadata__", None)
+        if about is not None and not _texts(about):
+            raise ValueError("its __metadata__ are no texts by name")
         found = [
             Stored(
                 path, name, entry["dtype"], tuple(entry["shape"]), 8 + length + start, end - start
@@ -225,16 +234,21 @@ def read_header(path: Path) -> list[Stored]:
     return found
 
 
+def _texts(about: Any) -> bool:
+    return isinstance(about, dict) and all(isinstance(text, str) for text in about.values())
+
+
 def _check_layout(path: Path, found: Sequence[Stored], at: int) -> None:
     """UserError unless tensors lie one after the other, each as long as its shape and type say."""
     for stored in found:
+        bits = BITS.get(str(stored.dtype))
+        if bits is None:
+            raise UserError(
+                f"{path}: {stored.name[:100]} is stored as {str(stored.dtype)[:40]!r}, a type that "
+                "safetensors does not know; save the model again with save_pretrained"
+            )
         whole = all(type(n) is int and n >= 0 for n in (*stored.shape, stored.start, stored.size))
-        item = DTYPES[stored.dtype].itemsize if stored.dtype in DTYPES else None
-        if (
-            not whole
-            or stored.start != at
-            or (item is not None and math.prod(stored.shape) * item != stored.size)
-        ):
+        if not whole or stored.start != at or math.prod(stored.shape) * bits != 8 * stored.size:
             raise UserError(
                 f"{path}: the header's place of {stored.name[:100]} does not fit its shape and its "
                 "neighbours; fetch the file again"

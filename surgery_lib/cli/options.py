@@ -27,15 +27,15 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a user's file."""
     if not path.is_file():
         raise UserError(f"there is no file {path}; check the path")
-    from surgery_lib.data.load import read_table
+    from surgery_lib.data import load, sources
 
     try:
-        rows = read_table(path)
+        rows = load.numbered(path)
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"{path} is not readable text ({error}); save it as UTF-8") from error
-    if any("text" not in row for row in rows):
+    if any("text" not in row for _, row in rows):
         raise UserError(f"{path} has no column text; name it so, or give a text a line")
-    return [str(row["text"]) for row in rows]
+    return [sources.text(row, "text", f"{path}, line {line}") for line, row in rows]
 
 
 def read_prompts(path: Path | None, chat: bool, tokenizer: Any) -> list[str] | None:

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib.errors import UserError
 from surgery_lib.models.generation import chat_prompt, generate
+from surgery_lib.models.tokens import check_list
 
 TOKENS = 40  # of an answer
 NEEDED = 20  # prompts that are answered differently
@@ -50,6 +51,7 @@ def answers(
 
     Raises UserError without a chat template, and where fewer than `NEEDED` pairs are left.
     """
+    check_list(prompts, "prompts")
     asked = list(dict.fromkeys(prompt.strip() for prompt in prompts if prompt.strip()))
     least = NEEDED * HELD // (HELD - 1)
     if len(asked) < least:

@@ -52,13 +52,16 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
             sources.column(row, source.group_column) if source.group_column else row.get("group")
         )
         group = source.group or str(named or name)
-        return Prompt(identity, prompt(_text(source, row)), group)
+        return Prompt(identity, prompt(text_of(source, row)), group)
 
+    examples = read("examples", spec.examples, _as_example)
+    # Before anything else is read: clean texts may be those of these that have one label.
+    BehaviourData(name, examples, prompts={}).check()
     prompts = read("prompts", spec.prompts, as_prompt)
-    clean = read("clean", spec.clean, lambda source, row, _: _text(source, row))
+    clean = read("clean", spec.clean, lambda source, row, _: text_of(source, row))
     data = BehaviourData(
         name=name,
-        examples=read("examples", spec.examples, _as_example),
+        examples=examples,
         prompts=prompts,
         benign=read("benign", spec.benign, as_prompt),
         clean=clean,
@@ -91,7 +94,7 @@ def _read(
             found.extend(getattr(_patient(name), kind)[split])
             continue
         for number, row in enumerate(rows(source, split)):
-            text = _text(source, row)
+            text = text_of(source, row)
             # Public sets repeat themselves; a user's own file is told so by the check instead.
             if source.kind == "hub" and text in seen:
                 continue
@@ -241,20 +244,25 @@ def _joined(source: Source, rows: Sequence[Row]) -> list[Row]:
     texts: list[Row] = []
     held = ""
     for row in rows:
-        held += str(sources.column(row, source.text))
+        held += _placed(source, row)
         if len(held) >= source.join:
             texts.append({source.text: held})
             held = ""
     return texts
 
 
-def _text(source: Source, row: Row) -> str:
-    value = row.get(source.text) if source.join else sources.column(row, source.text)
-    if value is None:
-        raise UserError(
-            f"{source.id}: a row has nothing in column {source.text!r}; fill it or drop the row"
-        )
-    return tokens.check_text(str(value), f"{source.id}: a text")
+def text_of(source: Source, row: Row) -> str:
+    """The text of a row that `rows` gave; UserError, with the row's place, for what is no text."""
+    if source.join:
+        return tokens.check_text(row[source.text], f"{source.id}: a text of joined rows")
+    return _placed(source, row)
+
+
+def _placed(source: Source, row: Row) -> str:
+    try:
+        return sources.text(row, source.text, source.id)
+    except UserError:  # only now is its place looked for: rows are filtered and shuffled
+        return sources.text(row, source.text, f"{source.id}{_line(source, row)}")
 
 
 def _as_example(source: Source, row: Row, _identity: str) -> Example:
@@ -266,13 +274,13 @@ def _as_example(source: Source, row: Row, _identity: str) -> Example:
     except UserError:  # only now is it looked for: rows are filtered and shuffled
         where = f"{source.id}{_line(source, row)}, column {source.label!r}"
         shown = labels.shows(value, source.positive, where)
-    return Example(_text(source, row), int(shown))
+    return Example(text_of(source, row), int(shown))
 
 
 def _line(source: Source, row: Row) -> str:
-    """Where a row of a user's own file stands; nothing for other sources."""
+    """Where a row of a user's own file stands; of another source's, what it is called there."""
     if source.kind != "file":
-        return ""
+        return f", row {row['id']}" if row.get("id") is not None else ""
     lines = (number for number, one in numbered(home() / source.id) if one == row)
     found = next(lines, None)
     return "" if found is None else f", line {found}"

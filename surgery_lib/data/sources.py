@@ -18,6 +18,7 @@ from huggingface_hub.constants import HF_HOME
 from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import resolve
+from surgery_lib.models.tokens import check_text
 
 Row = dict[str, Any]
 
@@ -274,3 +275,8 @@ def column(row: Row, name: str) -> Any:
             raise UserError(f"no column {name!r}; the columns are {', '.join(row)}")
         value = value[part]
     return value
+
+
+def text(row: Row, name: str, where: str) -> str:
+    """The text in a column; UserError, with the row's place `where`, for what is no text."""
+    return check_text(column(row, name), f"{where}, column {name!r}")

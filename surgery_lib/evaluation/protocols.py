@@ -167,7 +167,7 @@ def prompts(name: str, tokenizer: Any = None, *, limit: int = 0, seed: int = 4) 
     chat = spec.chat and getattr(tokenizer, "chat_template", None)
     found = []
     for i in sorted(chosen[: limit or None]):
-        text = str(sources.column(rows[i], spec.text))
+        text = sources.text(rows[i], spec.text, f"{spec.data}, {spec.split}, row {i}")
         found.append(
             Prompt(
                 id=str(rows[i].get("id", f"{spec.split}/{i}")),

@@ -116,7 +116,7 @@ def held_out(name: str, source: Mapping[str, Any], label: Callable[[Any], bool])
     """A set of others: texts of a source, and whether its label shows the behaviour."""
     wanted = Source.model_validate(source)
     rows = load.rows(wanted, wanted.split)
-    found = [(str(sources.column(row, wanted.text)), row) for row in rows]
+    found = [(load.text_of(wanted, row), row) for row in rows]
     kept = [(text, row) for text, row in found if text.strip()]
     column = str(wanted.label)
     labels = np.array([label(sources.column(row, column)) for _, row in kept])

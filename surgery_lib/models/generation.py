@@ -25,7 +25,7 @@ from transformers import (
 
 from surgery_lib.errors import UserError
 from surgery_lib.models.sampling import Decoding, InverseSampling, generator
-from surgery_lib.models.tokens import check_text
+from surgery_lib.models.tokens import check_list, check_text
 
 
 @runtime_checkable
@@ -118,8 +118,7 @@ def encode(
     With `truncate` a prompt that is too long loses tokens after its first special token; without,
     it is a UserError. An empty prompt becomes the token that starts a text.
     """
-    if isinstance(prompts, str):
-        raise UserError("prompts are a list of texts, and this is one text; put it into a list")
+    check_list(prompts, "prompts")
     if not prompts:
         return []
     rows: list[list[int]] = tokenizer(

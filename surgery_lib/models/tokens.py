@@ -15,8 +15,7 @@ def tokenize(
     model: nn.Module, tokenizer: Any, texts: Sequence[str], max_tokens: int
 ) -> list[list[int]]:
     """Token ids of each text, cut after `max_tokens`. UserError for empty texts."""
-    if isinstance(texts, str):
-        raise UserError("texts are a list, and this is one text; put it into a list")
+    check_list(texts, "texts")
     if not texts:
         raise UserError("there are no texts to read; give at least one")
     context = getattr(getattr(model, "config", None), "max_position_embeddings", None)
@@ -30,6 +29,12 @@ def tokenize(
         if not ids:
             raise UserError(f"text {index} has no tokens; drop empty texts from the data")
     return token_ids
+
+
+def check_list(texts: Any, what: str) -> None:
+    """UserError for one text where a list of them is meant: it would be read letter by letter."""
+    if isinstance(texts, str):
+        raise UserError(f"{what} are a list of texts, and this is one text; put it into a list")
 
 
 def check_text(text: Any, what: str) -> str:

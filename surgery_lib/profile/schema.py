@@ -3,29 +3,14 @@
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from surgery_lib.profile.section import Section
 
 # What becomes part of a path and of a command line: profiles, behaviours, grids.
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-# A number of things: true is no number here, though Python takes it for 1.
-Count = Annotated[int, Field(strict=True)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
-
-
 Share = Annotated[float, Field(gt=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of a profile: an unknown key is an error, and nothing changes once it is read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Model(Section):
@@ -216,7 +201,7 @@ class Capability(Section):
 class EvaluationSettings(Section):
     """How much is measured, and by what."""
 
-    limit: Count = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
+    limit: int = Field(0, ge=0, description="most items of anything; 0 = all. A quick look: 20")
     search_prompts: int = Field(100, ge=1, description="validation prompts for the first sieve")
     validation_prompts: int = Field(300, ge=1, description="prompts that the choice is made on")
     ablation_prompts: int = Field(150, ge=1, description="validation prompts of each ablation")
@@ -301,3 +286,10 @@ class Profile(Section):
         if unknown or len(set(order)) < len(order):
             raise ValueError("names behaviours of this profile, each once")
         return order
+
+    @field_validator("seeds")
+    @classmethod
+    def _unique(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("one stands twice; name each once")
+        return seeds

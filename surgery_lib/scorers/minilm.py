@@ -131,7 +131,7 @@ def labelled(given: Sequence[Source]) -> tuple[list[str], list[bool]]:
     found: dict[str, bool] = {}
     for source in given:
         for row in load.rows(source, source.split or "train"):
-            text = str(sources.column(row, source.text)).strip()
+            text = load.text_of(source, row).strip()
             if text:
                 value = sources.column(row, str(source.label))
                 found.setdefault(text, shows(value, source.positive, f"{source.id}: {text[:40]!r}"))

@@ -98,8 +98,11 @@ class WordsScorer(WordModel):
         rows = sources.rows(self.id, split=split, revision=self.revision)
         known = {**dict.fromkeys(self.negative, 0), **dict.fromkeys(self.positive, 1)}
         pairs = [
-            (str(sources.column(row, self.text)), known[sources.column(row, self.column)])
-            for row in rows
+            (
+                sources.text(row, self.text, f"{self.id}, {split}, row {number}"),
+                known[sources.column(row, self.column)],
+            )
+            for number, row in enumerate(rows)
             if sources.column(row, self.column) in known
         ]
         if len({label for _, label in pairs}) < 2:
@@ -131,14 +134,13 @@ class TextsScorer(WordModel):
     ):
         self.check(path)
         lines = numbered(home() / path)
-        rows = [row for _, row in lines]
         labels = [
             int(shows(sources.column(row, label), positive, f"{path}, line {line},"))
             for line, row in lines
         ]
         if len(set(labels)) < 2:
             raise UserError(f"{Path(path).name} has texts of one class only; give texts of both")
-        texts = [str(sources.column(row, text)) for row in rows]
+        texts = [sources.text(row, text, f"{path}, line {line}") for line, row in lines]
         super().__init__("texts", texts, labels, rare=1, C=30.0)
 
     @staticmethod

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
+from surgery_lib.models.tokens import check_list
 
 TEXTS_NEEDED = 20  # of each label
 PROMPTS_NEEDED = 10
@@ -27,7 +28,12 @@ def behaviour_data(
 
     With `openings` the first halves of the training texts with the behaviour are training prompts;
     texts that stand in a chat template would be cut within it.
+
+    UserError for too little, for a text under both labels, and for a text in place of a list.
     """
+    lists = {"positive": positive, "negative": negative, "prompts": prompts, "clean": clean}
+    for what, one in lists.items():
+        check_list(one, what)
     draw = random.Random(seed)
     parts: dict[int, list[list[str]]] = {}
     for label, texts in ((1, positive), (0, negative)):

@@ -1,4 +1,4 @@
-"""What an edit's tensors must be, before anything is written with them."""
+"""What an edit's tensors must be, before anything is written with them, and a probe's."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from surgery_lib.errors import UserError
 
 if TYPE_CHECKING:
     from surgery_lib.surgery.edit import Surgery
+    from surgery_lib.surgery.probe import Probe
 
 
 def check_edit(
@@ -42,6 +43,26 @@ def patch_fault(edit: "Surgery", tensors: Mapping[str, Tensor], units: Sequence[
         "strength is no finite number": math.isfinite(edit.strength),
         "unit or about is of another form": edit.unit in units and isinstance(edit.about, dict),
         "numbers are of another type": floats == {"coefficients", "direction"},
+    }
+    return next((fault for fault, right in sound.items() if not right), None)
+
+
+def probe_fault(probe: "Probe") -> str | None:
+    """What is wrong with a probe as it was read, if anything: its vectors, numbers and names."""
+    vectors = (probe.direction, probe.classifier)
+    names = (probe.estimator, probe.behaviour, probe.pooling)
+    sound = {
+        "its two vectors differ in form": all(
+            vector.shape == (vectors[0].numel(),) for vector in vectors
+        ),
+        "it is not finite": all(torch.isfinite(vector).all() for vector in vectors)
+        and type(probe.bias) in (int, float)
+        and abs(probe.bias) <= torch.finfo(torch.float32).max,  # false of NaN, too
+        "its layer is no whole number": type(probe.layer) is int,
+        "its names are no texts": all(isinstance(name, str) for name in names),
+        "its metrics or start are of another form": all(
+            isinstance(numbers, Mapping) for numbers in (probe.metrics, probe.start)
+        ),
     }
     return next((fault for fault, right in sound.items() if not right), None)
 

@@ -13,6 +13,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from surgery_lib.errors import UserError
+
 # The authors' recipe (Table 14).
 PAPER_LEARNING_RATE = 1e-4
 PAPER_BATCH = 16
@@ -24,6 +26,7 @@ PAPER_STEPS = 9000
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 # Shrinkage of the within-class covariance: without it, whitening prefers directions of least noise.
 LDA_SHRINKAGE = 0.1
+LDA_TEXTS = 3  # two texts say nothing of how classes vary
 
 # What a `start` is of, as the paper writes it.
 STARTED = {"row": "W1", "difference": "W1 − W0"}
@@ -131,6 +134,11 @@ def _sklearn(make: Callable[[], Any]) -> Callable[[Tensor, Tensor, int], list[So
 
 
 def _lda(states: Tensor, y: Tensor, seed: int) -> list[Solution]:
+    if len(y) < LDA_TEXTS:
+        raise UserError(
+            f"lda needs {LDA_TEXTS} texts or more, and {len(y)} are given; give more, or take "
+            "the estimator mean_difference"
+        )
     solutions = []
     for layer in range(states.shape[1]):
         # Not standardised: shrinkage towards the identity is what keeps large-variance axes large.

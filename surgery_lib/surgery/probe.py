@@ -18,6 +18,7 @@ from torch import Tensor
 
 from surgery_lib import files
 from surgery_lib.errors import UserError
+from surgery_lib.surgery.checks import probe_fault
 from surgery_lib.surgery.estimators import ESTIMATORS
 
 Direction = Literal["difference", "paper"]
@@ -256,9 +257,8 @@ def load(path: Path | str) -> dict[str, Probe]:
             )
         except (KeyError, TypeError) as error:
             raise UserError(f"{path} holds no whole probe {name}; train it again") from error
-        vectors = (probe.direction, probe.classifier, torch.tensor(float(probe.bias)))
-        if not all(torch.isfinite(vector).all() for vector in vectors):
-            raise UserError(f"{path}: probe {name} is not finite; train it again")
+        if fault := probe_fault(probe):
+            raise UserError(f"{path}: probe {name}: {fault}; train it again")
         probes[name] = probe
     return probes
 

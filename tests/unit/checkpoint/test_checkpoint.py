@@ -1,5 +1,6 @@
 """Surgery on files equals surgery on the model, for every architecture, and is never half done."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 from architectures import CONFIGS, WIDTH, build, same_bits, state
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from surgery_lib import checkpoint, files, surgery
@@ -212,6 +214,63 @@ def test_a_truncated_shard_is_refused(source, tmp_path, direction, cut):
     shard = source / "model.safetensors"
     shard.write_bytes(shard.read_bytes()[:cut])
     refused("model.safetensors is .*fetch it again", source, tmp_path, direction)
+
+
+def write_shard(path, header, tensors):
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + tensors)
+
+
+# By type, how many of it 8 bytes hold.
+HELD = {"I64": 1, "U64": 1, "F64": 1, "C64": 1, "I32": 2, "U32": 2, "I16": 4, "U16": 4, "I8": 8}
+HELD |= {"U8": 8, "BOOL": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "F4": 16, "F32": 2}
+
+
+@pytest.mark.parametrize("dtype", HELD)
+def test_sizes_are_those_that_safetensors_takes(tmp_path, dtype):
+    path = tmp_path / "model.safetensors"
+    for count, whole in [(HELD[dtype], True), (2 * HELD[dtype], False), (0, False)]:
+        entry = {"dtype": dtype, "shape": [count], "data_offsets": [0, 8]}
+        write_shard(path, {"a": entry}, bytes(8))
+        for read, error in [(read_header, UserError), (safe_open_names, SafetensorError)]:
+            if whole:
+                read(path)
+            else:
+                with pytest.raises(error):
+                    read(path)
+
+
+def safe_open_names(path):
+    with safe_open(path, "pt") as handle:
+        return handle.keys()
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"more": {"dtype": "I64", "shape": [2]}}, "does not fit its shape"),
+        ({"more": {"dtype": "F8_E4M3", "shape": [9]}}, "does not fit its shape"),
+        ({"more": {"dtype": "I65", "shape": [1]}}, "'I65', a type that safetensors does not know"),
+        ({"more": {"dtype": None, "shape": [1]}}, "does not know"),
+        ({"more": {"dtype": ["F64"], "shape": [1]}}, "does not know"),
+        ({"__metadata__": []}, "__metadata__"),
+        ({"__metadata__": 0}, "not a whole safetensors file"),
+        ({"__metadata__": {"format": 1}}, "__metadata__"),
+    ],
+)
+def test_a_copy_that_would_not_load_is_not_written(source, tmp_path, direction, change, fault):
+    edit = checkpoint.plan(source, direction, 0.1, 2.0, progress=False)
+    shard = source / "model.safetensors"
+    raw = shard.read_bytes()
+    begin = 8 + int.from_bytes(raw[:8], "little")
+    end = len(raw) - begin
+    if "more" in change:
+        change = {"more": change["more"] | {"data_offsets": [end, end + 8]}}
+    more = bytes(8) if "more" in change else b""
+    write_shard(shard, json.loads(raw[8:begin]) | change, raw[begin:] + more)
+    with pytest.raises(SafetensorError):
+        load_file(shard)
+    refused(fault, source, tmp_path, direction, edit)
 
 
 def test_a_missing_shard_is_refused(tmp_path, direction):

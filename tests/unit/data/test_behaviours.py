@@ -1,16 +1,20 @@
 """Data of a behaviour as a profile describes it."""
 
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from surgery_lib import files
-from surgery_lib.data import labels
+from surgery_lib.cli.options import read_texts
+from surgery_lib.data import labels, sources
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
-from surgery_lib.profile import Behaviour
-from surgery_lib.scorers.words import TextsScorer
+from surgery_lib.profile import Behaviour, Source, load_profile
+from surgery_lib.scorers.minilm import labelled
+from surgery_lib.scorers.words import TextsScorer, WordsScorer
 
 
 def spec(folder: Path, **changes: Any) -> Behaviour:
@@ -60,8 +64,21 @@ def test_one_class_is_an_error_that_says_so(tmp_path: Path) -> None:
     one = spec(tmp_path)
     rows = [{"text": f"text {i}", "kind": "good"} for i in range(48)]
     files.write_jsonl(tmp_path / "train.jsonl", rows)
-    with pytest.raises(UserError, match=r"label 1|texts of both"):
+    with pytest.raises(UserError, match="train: none of 48 labelled texts has label 1"):
         behaviours.load("own", one)
+
+
+@pytest.mark.parametrize("label", [0, 1])
+def test_a_users_file_of_one_class_is_told_so_whichever_it_is(tmp_path: Path, label: int) -> None:
+    lines = [f"text number {i},{label}" for i in range(100)]
+    (tmp_path / "texts.csv").write_text("\n".join(["text,label", *lines]))
+    (tmp_path / "prompts.txt").write_text("\n".join(f"prompt {i}" for i in range(40)))
+    text = (files.home() / "profiles" / "own.yaml").read_text(encoding="utf-8")
+    path = tmp_path / "own.yaml"
+    path.write_text(text.replace("data/own", str(tmp_path)))
+    own = load_profile(path).behaviours["own"]
+    with pytest.raises(UserError, match=f"none of 60 labelled texts has label {1 - label}"):
+        behaviours.load("own", own)
 
 
 def test_a_text_in_two_splits_is_an_error(tmp_path: Path) -> None:
@@ -78,6 +95,30 @@ def test_a_missing_column_lists_those_there_are(tmp_path: Path) -> None:
         behaviours.load("own", wrong)
 
 
+@pytest.mark.parametrize("value", [None, 5, ["a"], True])
+@pytest.mark.parametrize("reader", ["rows", "joined", "command", "texts", "words", "minilm"])
+def test_what_is_no_text_is_named_with_its_line(
+    tmp_path: Path, reader: str, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    rows = [{"text": f"some words {i}", "label": i % 2} for i in range(4)]
+    rows[2]["text"] = value
+    files.write_jsonl(path, rows)
+    monkeypatch.setattr(sources, "rows", lambda *_, **__: files.read_jsonl(path))
+    source = Source(kind="file", id=str(path), label="label", join=5 if reader == "joined" else 0)
+    read: dict[str, Callable[[], Any]] = {
+        "rows": lambda: [behaviours.text_of(source, row) for row in behaviours.rows(source, "")],
+        "joined": lambda: behaviours.rows(source, ""),
+        "command": lambda: read_texts(path),
+        "texts": lambda: TextsScorer(str(path)),
+        "words": lambda: WordsScorer("set", column="label", positive=[1], negative=[0]),
+        "minilm": lambda: labelled([source]),
+    }
+    place = "set, train, row 2" if reader == "words" else f"{path}, line 3"
+    with pytest.raises(UserError, match=f"{re.escape(place)}, column 'text' is .* no text"):
+        read[reader]()
+
+
 def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
     files.write_text(tmp_path / "a.csv", "text,kind\nhello,bad\n")
     assert behaviours.read_table(tmp_path / "a.csv") == [{"text": "hello", "kind": "bad"}]
@@ -87,8 +128,6 @@ def test_csv_is_read_by_its_header(tmp_path: Path) -> None:
 
 
 def test_real_text_splits_share_nothing(mirror: Path) -> None:
-    from surgery_lib.profile import load_profile
-
     data = behaviours.load("toxicity", load_profile("real-text").behaviours["toxicity"])
     data.check()
     groups = {prompt.group for prompt in data.prompts["test"]}
@@ -98,8 +137,6 @@ def test_real_text_splits_share_nothing(mirror: Path) -> None:
 
 @pytest.mark.parametrize("behaviour", ["jailbreak", "attitude"])
 def test_the_other_behaviours_of_real_text_load(mirror: Path, behaviour: str) -> None:
-    from surgery_lib.profile import load_profile
-
     data = behaviours.load(behaviour, load_profile("real-text").behaviours[behaviour], limit=20)
     assert all(data.prompts[split] for split in ("validation", "test"))
     assert all({e.label for e in data.examples[split]} == {0, 1} for split in data.examples)

@@ -68,6 +68,8 @@ def test_what_gives_no_contrast_is_one_line(tokenizer: Any) -> None:
         answers(model, tokenizer, PROMPTS, "be calm", "be calm ")
     with pytest.raises(UserError, match="needs 30 different prompts"):
         answers(model, tokenizer, PROMPTS[:5], "be loud", "be calm")
+    with pytest.raises(UserError, match="prompts are a list of texts"):
+        answers(model, tokenizer, "".join(map(chr, range(33, 90))), "be loud", "be calm")
     with pytest.raises(UserError, match="give one of the two"):
         find_surgery(model, tokenizer, ["a"], ["b"], contrast=("be loud", "be calm"))
     tokenizer.chat_template = None

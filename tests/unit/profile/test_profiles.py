@@ -8,11 +8,13 @@ import pytest
 import torch
 import transformers as hf
 import yaml
+from pydantic import ValidationError
 
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
 from surgery_lib.models import activations, layout
 from surgery_lib.profile import Profile, load_profile
+from surgery_lib.profile.section import Section, parts
 from surgery_lib.report import paper
 from surgery_lib.surgery import Surgery, probe, region
 
@@ -102,6 +104,51 @@ def test_an_order_names_known_behaviours_once() -> None:
     for order in (["toxicity", "rage"], ["toxicity", "toxicity"]):
         with pytest.raises(UserError, match="order"):
             load_profile("patient", {"order": order})
+
+
+def kinds(described: Any) -> set[str]:
+    """The types that a JSON schema names for one field, in lists and unions too."""
+    if isinstance(described, list):
+        return set().union(*map(kinds, described))
+    if not isinstance(described, dict):
+        return set()
+    inner = (described.get(key) for key in ("anyOf", "items", "prefixItems"))
+    return {str(described.get("type"))}.union(*map(kinds, inner))
+
+
+def sections(model: type[Section] = Profile) -> set[type[Section]]:
+    """A part of a profile with all its parts."""
+    inner = {kind for one in model.model_fields.values() for kind in parts(one.annotation)}
+    below = [kind for kind in inner if isinstance(kind, type) and issubclass(kind, Section)]
+    return {model}.union(*map(sections, below))
+
+
+FIELDS = [
+    (model, name, kinds(described))
+    for model in sorted(sections(), key=lambda model: model.__name__)
+    for name, described in model.model_json_schema()["properties"].items()
+]
+
+
+@pytest.mark.parametrize(("model", "name", "kind"), FIELDS, ids=lambda part: str(part)[:40])
+def test_true_is_no_number_in_any_field(model: type[Section], name: str, kind: set[str]) -> None:
+    number = bool(kind & {"integer", "number"}) and "boolean" not in kind
+    for value in (True, False, [True], [2, False], (True, 2)):
+        with pytest.raises(ValidationError) as caught:
+            model.model_validate({name: value, "no such": 1})
+        refused = [one for one in caught.value.errors() if "are no numbers" in one["msg"]]
+        assert [one["loc"] for one in refused] == ([(name,)] if number else []), value
+
+
+def test_fields_of_numbers_were_found() -> None:
+    numbers = [name for _, name, kind in FIELDS if kind & {"integer", "number"}]
+    assert len(numbers) > 30
+    assert {"limit", "strengths", "layers", "seeds", "part", "cores", "context_kl"} < set(numbers)
+
+
+def test_seeds_stand_once() -> None:
+    with pytest.raises(UserError, match=r"seeds = \[1, 1\]: .*each once"):
+        load_profile("patient", {"seeds": [1, 1]})
 
 
 def write(path: Path, **settings: Any) -> str:

@@ -129,6 +129,19 @@ def test_perspective_speaks_the_api_and_asks_once(server: Server, tmp_path: Path
     assert b"bad" not in (tmp_path / "scores.sqlite").read_bytes()  # texts are not stored
 
 
+def test_scores_of_one_address_are_not_anothers(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert perspective(tmp_path)(["bad"]).tolist() == [0.9]
+    monkeypatch.setenv("PERSPECTIVE_URL", f"{server.url}/another")
+    server.script = [(200, working({"comment": {"text": "good"}}), {})]
+    assert perspective(tmp_path)(["bad"]).tolist() == [0.1]
+    assert [one["path"] for one in server.seen] == ["/v1alpha1/comments:analyze", "/another"]
+    monkeypatch.setenv("PERSPECTIVE_URL", f"{server.url}/v1alpha1/comments:analyze")
+    assert perspective(tmp_path)(["bad"]).tolist() == [0.9]
+    assert len(server.seen) == 2  # and each is kept
+
+
 def test_quota_and_outage_are_waited_out(server: Server, tmp_path: Path) -> None:
     server.script = [QUOTA, DOWN, (429, {}, {"retry-after": "0.01"})]
     assert perspective(tmp_path)(["bad"]).tolist() == [0.9]

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -128,6 +129,19 @@ def test_too_little_or_contradictory_is_refused() -> None:
         behaviour_data("x", many, [*more, many[0]], None, None, 0)
     with pytest.raises(UserError, match="1 different prompts"):
         behaviour_data("x", many, more, ["only one"] * 20, None, 0)
+
+
+@pytest.mark.parametrize("which", ["positive", "negative", "prompts", "clean"])
+def test_one_text_is_no_list_of_them(which: str) -> None:
+    given: dict[str, Any] = {
+        "positive": [f"text number {n}" for n in range(30)],
+        "negative": [f"another text {n}" for n in range(30)],
+        "prompts": None,
+        "clean": None,
+        which: "abcdefghijklmnopqrstuvwxyz",
+    }
+    with pytest.raises(UserError, match=f"{which} are a list of texts"):
+        behaviour_data("x", **given, seed=0)
 
 
 def test_one_window_has_no_interval_and_doubts_are_said() -> None:

@@ -1,5 +1,7 @@
 """The site of `make report`: whole whatever is missing, still, and discreet about flagged text."""
 
+import base64
+import errno
 import json
 import re
 from html.parser import HTMLParser
@@ -10,6 +12,7 @@ import nbformat
 import pytest
 from nbformat import v4
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.files import home
 from surgery_lib.site import build as site
@@ -259,6 +262,64 @@ def test_results_cannot_put_code_into_a_page(built: Path) -> None:
     html = (built / "patient-toxicity-seed0.html").read_text(encoding="utf-8")
     assert "<script>x" not in html
     assert "&lt;script&gt;x" in html
+
+
+def broken(results: Path) -> Path:
+    """A study whose pictures and tables cannot be read; returns its folder."""
+    study = results / "patient" / "toxicity" / "seed0"
+    pictures = {
+        "figures/overview.png": b"no picture",
+        "figures/variants.png": base64.b64decode(PIXEL)[:45],
+        "figures/frontier.svg": b"<svg><text style='font: bold 1px x'>\xff\xfe<script>never closed",
+        "tables/own.md": b"| caf\xe9 |\n|---|\n",
+        "study.json": document({"model": {"id": "x"}, "behaviours": {"toxicity": {}}}).encode(),
+    }
+    for name, content in pictures.items():
+        (study / name).parent.mkdir(parents=True, exist_ok=True)
+        (study / name).write_bytes(content)
+    for number, picture in enumerate(["bm8gcGljdHVyZQ==", "A", PIXEL[:60]], 1):
+        output = v4.new_output("display_data", {"image/png": picture})
+        cells = [v4.new_code_cell("1", outputs=[output]), v4.new_markdown_cell("after it")]
+        (study / "executed").mkdir(exist_ok=True)
+        nbformat.write(v4.new_notebook(cells=cells), study / "executed" / f"0{number}_x.ipynb")
+    return study
+
+
+def test_broken_pictures_and_tables_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
+    broken(tmp_path)
+    site.build(tmp_path)
+    found = pages(tmp_path / "site")
+    study = found["patient-toxicity-seed0.html"]
+    for name in ("overview.png", "variants.png", "own.md"):
+        assert f"{name} could not be shown" in study.seen
+    assert {"index.html", "benchmarks.html", "diagnostics.html"} <= set(found)
+    for image in study.images:
+        assert (tmp_path / "site" / str(image["src"])).is_file()
+    svg = tmp_path / "site" / "images" / "patient-toxicity-seed0-frontier.svg"
+    assert b"script" not in svg.read_bytes()
+    for number in (1, 2, 3):
+        page = found[f"patient-toxicity-seed0-0{number}_x.html"]
+        assert "a picture that cannot be read" in page.seen and "after it" in page.seen
+
+
+@pytest.mark.parametrize("failing", ["patient-toxicity-seed0.html", ".model-surgery-site"])
+def test_the_old_site_stays_where_the_disk_is_full(
+    failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken(tmp_path)
+    site.build(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write = files.write_text
+
+    def full(path: Path, text: str) -> None:
+        if path.name == failing:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, text)
+
+    monkeypatch.setattr(files, "write_text", full)
+    with pytest.raises(UserError, match="No space left"):
+        site.build(tmp_path)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def test_an_empty_folder_makes_a_site_that_says_so(tmp_path: Path) -> None:

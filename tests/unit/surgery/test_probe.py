@@ -1,5 +1,6 @@
 """A planted direction is found, the paper's recipe is the paper's, bad labels are refused."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch import Tensor, nn
 
+from surgery_lib import files
 from surgery_lib.errors import UserError
 from surgery_lib.models import load_model
 from surgery_lib.models.activations import pooled_states
@@ -212,6 +214,17 @@ def test_states_that_are_not_finite(estimator: str, value: float) -> None:
         probe.fit(states, labels, estimator=estimator)
 
 
+@pytest.mark.parametrize("estimator", estimators.ESTIMATORS)
+def test_two_texts_are_enough_or_are_refused(estimator: str, short: None) -> None:
+    states = torch.eye(WIDTH)[:2, None]
+    if estimator == "lda":
+        with pytest.raises(UserError, match="lda needs 3 texts or more, and 2 are given"):
+            probe.fit(states, [0, 1], estimator=estimator)
+    else:
+        assert probe.fit(states, [0, 1], estimator=estimator)
+    assert probe.fit(torch.eye(WIDTH)[:3, None], [0, 1, 1], estimator=estimator)
+
+
 def test_states_that_are_all_alike() -> None:
     with pytest.raises(UserError, match="cannot be told apart"):
         probe.fit(torch.ones(6, 1, WIDTH), [0, 1] * 3, estimator="mean_difference")
@@ -250,6 +263,42 @@ def test_save_and_load(tmp_path: Path, short: None) -> None:
         probe.load(path)
     with pytest.raises(UserError, match="one name"):
         probe.save(path, [probes[0], probes[0]])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": "x"},
+        {"bias": None},
+        {"bias": True},
+        {"bias": 10**400},
+        {"bias": float("nan")},
+        {"layer": "x"},
+        {"layer": True},
+        {"layer": 1.0},
+        {"estimator": 5},
+        {"pooling": None},
+        {"behaviour": []},
+        {"metrics": 5},
+        {"start": None},
+        {"direction": torch.ones(WIDTH - 1)},
+        {"classifier": torch.ones(WIDTH, 1)},
+        {"direction": torch.full((WIDTH,), float("inf"))},
+        {"direction": torch.tensor(1.0)},
+    ],
+    ids=lambda change: "".join(change),
+)
+def test_a_probe_of_another_form_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    path = tmp_path / "probe.safetensors"
+    vectors = {"direction": torch.ones(WIDTH), "classifier": torch.ones(WIDTH)}
+    about: dict[str, Any] = {"bias": 0.5, "layer": 1, "estimator": "lda"}
+    for name, value in change.items():
+        held: dict[str, Any] = vectors if isinstance(value, Tensor) else about
+        held[name] = value
+    named = {f"lda@1.{name}": vector for name, vector in vectors.items()}
+    files.write_tensors(path, named, {"lda@1": json.dumps(about)})
+    with pytest.raises(UserError, match=f"{path}: probe lda@1: it"):
+        probe.load(path)
 
 
 def test_authors_probe(mirror: Path) -> None:
