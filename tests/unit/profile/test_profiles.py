@@ -130,7 +130,9 @@ FIELDS = [
 ]
 
 
-@pytest.mark.parametrize(("model", "name", "kind"), FIELDS, ids=lambda part: str(part)[:40])
+@pytest.mark.parametrize(
+    ("model", "name", "kind"), FIELDS, ids=[f"{model.__name__}.{name}" for model, name, _ in FIELDS]
+)
 def test_true_is_no_number_in_any_field(model: type[Section], name: str, kind: set[str]) -> None:
     number = bool(kind & {"integer", "number"}) and "boolean" not in kind
     for value in (True, False, [True], [2, False], (True, 2)):
