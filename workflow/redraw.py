@@ -31,6 +31,7 @@ from surgery_lib.report import (
     protocol_figures,
     retrieval,
 )
+from surgery_lib.report.covariance import leverage
 from surgery_lib.study.study import unwrap
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
@@ -47,6 +48,8 @@ def of_probe(result: Result) -> Drawn:
 def of_region(result: Result) -> Drawn:
     yield "cosines", lambda: figures.cosine_distribution(result)
     yield "rows_per_block", lambda: figures.rows_per_block(result)
+    if "leverage" in result:
+        yield "leverage", lambda: leverage(result)
 
 
 def of_surgery(result: Result) -> Drawn:

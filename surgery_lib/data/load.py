@@ -48,25 +48,18 @@ def load(name: str, spec: Behaviour, *, tokenizer: Any = None, limit: int = 0) -
         return {split: found[split] for split in SPLITS}
 
     def as_prompt(source: Source, row: Row, identity: str) -> Prompt:
-        named = (
-            sources.column(row, source.group_column) if source.group_column else row.get("group")
-        )
-        group = source.group or str(named or name)
-        return Prompt(identity, prompt(text_of(source, row)), group)
+        column = source.group_column
+        named = sources.column(row, column) if column else row.get("group")
+        return Prompt(identity, prompt(text_of(source, row)), source.group or str(named or name))
 
     examples = read("examples", spec.examples, _as_example)
     # Before anything else is read: clean texts may be those of these that have one label.
     BehaviourData(name, examples, prompts={}).check()
     prompts = read("prompts", spec.prompts, as_prompt)
+    benign = read("benign", spec.benign, as_prompt)
     clean = read("clean", spec.clean, lambda source, row, _: text_of(source, row))
-    data = BehaviourData(
-        name=name,
-        examples=examples,
-        prompts=prompts,
-        benign=read("benign", spec.benign, as_prompt),
-        clean=clean,
-        contexts=_contexts(name, spec, prompts, clean),
-    )
+    contexts = _contexts(name, spec, prompts, clean)
+    data = BehaviourData(name, examples, prompts, benign, clean, contexts)
     data.check()
     groups = {one.group for split in ("validation", "test") for one in prompts[split]}
     unknown = [group for group in spec.trigger_groups if groups and group not in groups]
