@@ -128,11 +128,13 @@ def edited(held: Mapping[str, Mapping[str, Any]]) -> Figure:
                 capsize=3,
                 label=label if place == 0 else None,
             )
-    axis.set_xticks(range(len(held)), list(held), fontsize=9)
+    axis.set_xticks(range(len(held)), [n.replace(", ", ",\n") for n in held], fontsize=9)
     axis.set_ylabel("CE of the answer, nats a token")
     costlier = sum(x["with"]["ce"]["value"] > x["without"]["ce"]["value"] for x in held.values())
+    cheaper = len(held) - costlier
+    way, count = ("less", costlier) if costlier > cheaper else ("more", cheaper)
     axis.set_title(
-        f"The base model's tokens make the answer less likely on {costlier} of {len(held)} models"
+        f"The base model's tokens make the answer {way} likely on {count} of {len(held)} models"
     )
     below(figure, axis)
     return figure
