@@ -23,6 +23,8 @@ from surgery_lib.baselines.dpo import DPO
 from surgery_lib.baselines.feature_subtraction import FeatureSubtraction
 from surgery_lib.baselines.gmt import GMT
 from surgery_lib.baselines.iti import Iti
+from surgery_lib.baselines.leace import Leace
+from surgery_lib.baselines.linear_act import LinearAct
 from surgery_lib.baselines.lora import LORA
 from surgery_lib.baselines.lorra import LORRA
 from surgery_lib.baselines.norm_preserving import NormPreserving
@@ -31,6 +33,7 @@ from surgery_lib.baselines.ridge_ablation import RidgeAblation
 from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.sasa import Sasa
 from surgery_lib.baselines.spring import SPRING
+from surgery_lib.baselines.steer2edit import Steer2Edit
 from surgery_lib.baselines.task_vector import TASK_VECTOR
 from surgery_lib.baselines.wanda import Wanda
 
@@ -71,6 +74,9 @@ _ENTRIES = (
     Entry(Profs(), f"{_ARXIV}2405.13967"),
     Entry(Aura(), f"{_ARXIV}2407.12824"),
     Entry(NormPreserving(), _NORMS),
+    Entry(Leace(), f"{_ARXIV}2306.03819"),
+    Entry(LinearAct(), f"{_ARXIV}2410.23054"),
+    Entry(Steer2Edit(), f"{_ARXIV}2602.09870"),
     Entry(Sasa(), f"{_ARXIV}2410.03818"),
     Entry(Dexperts(), f"{_ARXIV}2105.03023", _TRAINED),
     Entry(Detoxigen(), f"{_ARXIV}2401.06947", _PAIRS),

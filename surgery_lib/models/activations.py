@@ -5,6 +5,7 @@ a text as soon as they exist, so that memory does not grow with depth times leng
 sorted by length and batched by a budget of tokens, which leaves next to no padding.
 """
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -144,19 +145,24 @@ def read_inputs(
     max_tokens: int = MAX_TOKENS,
     tokens_per_batch: int = 2 * TOKENS_PER_BATCH,
     progress: bool = False,
+    to_the_end: bool = True,
 ) -> int:
     """Run the texts once and show every module's inputs; the number of tokens read.
 
     `visit(name, inputs, lengths, texts)` gets a batch's inputs (batch, longest, width), padded on
-    the right, the lengths (batch,), and which texts these are (batch,).
+    the right, the lengths (batch,), and which texts these are (batch,). Without `to_the_end`
+    nothing runs behind the last of the modules.
     """
     token_ids = tokenize(model, tokenizer, texts, max_tokens)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     now: dict[str, Tensor] = {}
+    last = next(reversed(list(modules)), None)
 
     def watch(name: str, module: nn.Module) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...]) -> None:
             visit(name, args[0], now["lengths"].to(args[0].device), now["texts"])
+            if not to_the_end and name == last:
+                raise _AllSeenError
 
         return module.register_forward_pre_hook(hook)
 
@@ -169,7 +175,8 @@ def read_inputs(
             for batch in batches([len(ids) for ids in token_ids], tokens_per_batch):
                 ids, lengths = pad([token_ids[i] for i in batch])
                 now.update(lengths=lengths, texts=torch.tensor(batch))
-                base(input_ids=ids.to(device), use_cache=False)
+                with contextlib.suppress(_AllSeenError):
+                    base(input_ids=ids.to(device), use_cache=False)
                 bar.update(len(batch))
     finally:
         for handle in handles:
@@ -205,6 +212,10 @@ def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]
         batch.append(index)
     if batch:
         yield batch
+
+
+class _AllSeenError(Exception):
+    """Every module has been shown its inputs."""
 
 
 class _Pooler:

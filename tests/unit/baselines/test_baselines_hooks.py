@@ -93,6 +93,7 @@ def test_only_the_stated_tensors_change(fitted, name):
         "norm_preserving": ("o_proj", "down_proj"),
         "profs": ("down_proj",),
         "aura": ("down_proj",),
+        "steer2edit": ("o_proj", "down_proj"),
         **{key: ("gate_proj",) for key in IN_PLACE if key.startswith("surgery")},
     }.get(name, ())
     before = state(model)

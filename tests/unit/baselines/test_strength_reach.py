@@ -28,7 +28,16 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "gmt": TRAINING | {"source": "texts"},
 }
 # Shares, which end at 1.
-BOUNDED = {"ablation", "aura", "norm_preserving", "profs", "spring", "wanda"}
+BOUNDED = {
+    "ablation",
+    "aura",
+    "leace",
+    "linear_act",
+    "norm_preserving",
+    "profs",
+    "spring",
+    "wanda",
+}
 # Where a strength, of which more is no more, is not enough at every setting of another knob.
 WEAKER = {("safe_activation", "coefficient")}
 LEAST_K = 0.01  # one of the few rows that a tiny model has

@@ -89,6 +89,27 @@ def test_leaves_the_model_as_it_was() -> None:
     assert not any(block._forward_pre_hooks for block in model.model.layers)
 
 
+def test_nothing_runs_behind_the_last_module_where_only_it_is_wanted() -> None:
+    model = tiny.build("llama")
+    first, second, third = model.model.layers
+    for to_the_end in (True, False):
+        seen: list[str] = []
+        ran: list[bool] = []
+        with third.register_forward_hook(lambda *_, ran=ran: ran.append(True)):
+            read = activations.read_inputs(
+                model,
+                tiny.Letters(),
+                tiny.TEXTS,
+                {"first": first, "second": second},
+                lambda name, *_, seen=seen: seen.append(name),
+                tokens_per_batch=8,
+                to_the_end=to_the_end,
+            )
+        assert read == sum(map(len, tiny.TEXTS))
+        assert len(seen) > 4 and seen[::2] == ["first"] * (len(seen) // 2)
+        assert bool(ran) == to_the_end
+
+
 def test_half_precision_pools_in_float32() -> None:
     model = tiny.build("llama", torch.bfloat16)
     texts = ["abcdefghij" * 9]
