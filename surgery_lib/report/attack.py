@@ -1,6 +1,7 @@
 """Figures and tables of attacks, drawn from notebook 10's result."""
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -84,7 +85,7 @@ def square(matrix: Matrix) -> Figure:
     )
     figure, axis = plt.subplots(figsize=(WIDTH, 0.42 * len(names) + 1.6))
     shown = axis.imshow(values, cmap="viridis", aspect="auto")
-    axis.set_xticks(range(len(edits)), [e.replace(", ", ",\n") for e in edits], fontsize=9)
+    axis.set_xticks(range(len(edits)), [fill(name, 12) for name in edits], fontsize=9)
     axis.set_yticks(range(len(names)), names, fontsize=9)
     axis.grid(visible=False)
     middle = (np.nanmin(values) + np.nanmax(values)) / 2
