@@ -1,7 +1,7 @@
 """LEACE (Belrose 2023), as concept scrubbing: every layer's states lose what a line can tell.
 
 Of all affine maps that leave a state x and the label z uncorrelated, so that no linear classifier
-beats a constant, the one of least E|x' - x|^2 in any norm (theorems 4.2 and 4.3) is, for one z,
+beats a constant, the one of least E|x' - x|^2 in any norm is, for one z,
 
     x' = x - d (a^T (x - m)),  a = S^+ d / (d^T S^+ d),
 

@@ -65,30 +65,37 @@ def _draw(meter: Evaluator, reading: Evaluation, names: Sequence[str]) -> dict[s
 
 
 def summary(result: Mapping[str, Any]) -> str:
-    """The README's table: a line a variant, the draws of a control as their range."""
+    """The README's table: a line a variant, the draws of a control as their range.
+
+    Behind every scorer's rate stands its p against the base, paired and not corrected.
+    """
     lines = []
     for name, variant in result["variants"].items():
-        draws = variant["draws"]
-        rates = [shown(draw["rates"][result["scorers"][0]]) for draw in draws]
-        if len(draws) > 1:
-            shares = sorted(100 * draw["rate"]["value"] for draw in draws)
-            ends = dict.fromkeys((f"{shares[0]:.1f}", f"{shares[-1]:.1f}"))
-            rates = [f"{' to '.join(ends)} ({len(draws)} draws)"]
+        draws, base = variant["draws"], name == "base"
+        rates = [_rates(draws, scorer, base) for scorer in result["scorers"]]
         rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
         rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
         perplexity = shown(draws[0]["perplexity"], 1.0, 2) if len(draws) == 1 else "-"
-        lines.append([name.replace("_", " "), *rates, perplexity, "" if name == "base" else rise])
-    n = result["variants"]["base"]["draws"][0]["rate"]["n"]
-    header = ["variant", f"behaviour, % of {n} prompts", "perplexity", "rise"]
-    return markdown_table(header, lines)
+        lines.append([name.replace("_", " "), *rates, perplexity, "" if base else rise])
+    n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
+    columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
+    return markdown_table(["variant", *columns, "perplexity", "rise"], lines)
+
+
+def _rates(draws: Sequence[Mapping[str, Any]], scorer: str, base: bool) -> str:
+    if len(draws) == 1:
+        p = "" if base else f", p {p_value(draws[0]['against_base'][scorer]['p'])}"
+        return shown(draws[0]["rates"][scorer]) + p
+    shares = sorted(100 * draw["rates"][scorer]["value"] for draw in draws)
+    ends = dict.fromkeys((f"{shares[0]:.1f}", f"{shares[-1]:.1f}"))
+    return f"{' to '.join(ends)} ({len(draws)} draws)"
 
 
 def evaluation(result: Mapping[str, Any]) -> str:
     """Base, edited and controls: the behaviour by every scorer, and the damage."""
     header = [
         "variant",
-        *(f"{name}, %" for name in result["scorers"]),
-        "p",
+        *(column for name in result["scorers"] for column in (f"{name}, %", "p")),
         "perplexity",
         "first-token KL",
         "KL in context",
@@ -106,7 +113,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
 def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Iterator[str]:
     for scorer in scorers:
         yield shown(draw["rates"][scorer])
-    yield "" if base else p_value(draw["against_base"][scorers[0]]["p"])
+        yield "" if base else p_value(draw["against_base"][scorer]["p"])
     yield shown(draw["perplexity"], 1.0, 2)
     for key in ("first_token_kl", "context_kl"):
         yield shown(draw[key], 1.0, 3) if draw.get(key) and not base else "-"

@@ -13,7 +13,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.profile import Budget, Profile
 from surgery_lib.selection import sweep
-from surgery_lib.selection.table import Table
+from surgery_lib.selection.table import Point, Table
 from surgery_lib.surgery import Surgery
 
 
@@ -69,26 +69,26 @@ def choose(
 ) -> Choice:
     """Screen all probes of the table by all rules, then sweep K and strength of the best few.
 
-    `screening` is a cheaper meter for the first step, by default the same; `labels` name both
-    steps on the progress bar and in the ledger.
+    `screening` is a cheaper meter for the first step, by default the same, which then reads no
+    point twice; `labels` name both steps on the progress bar and in the ledger.
     """
     fractions, strengths = profile.region.fractions, profile.surgery.strengths
-    cheap = screening or meter
+
+    def step(points: list[Point], number: int) -> list[sweep.Measured]:
+        evaluator = meter if number or screening is None else screening
+        named = {"label": labels[number], "meter_name": labels[0 if screening is None else number]}
+        if profile.surgery.by_damage:
+            points = sweep.by_damage(model, table, evaluator, points, profile, ledger, **named)
+        return sweep.measure(model, table, evaluator, points, ledger, **named)
+
     # At equal damage what an edit can do shows best where all of it is spent.
     tried = [max(strengths)] if profile.surgery.by_damage else strengths
-    points = sweep.screening_points(list(table.scores), fractions, tried)
-    if profile.surgery.by_damage:
-        points = sweep.by_damage(model, table, cheap, points, profile, ledger, label=labels[0])
-    screened = sweep.measure(model, table, cheap, points, ledger, label=labels[0])
+    screened = step(sweep.screening_points(list(table.scores), fractions, tried), 0)
     pairs = sweep.survivors(screened, profile.budget)[:survivors]
-    points = sweep.grid(pairs, fractions, strengths)
-    if profile.surgery.by_damage:
-        points = sweep.by_damage(model, table, meter, points, profile, ledger, label=labels[1])
-    swept = sweep.measure(model, table, meter, points, ledger, label=labels[1])
-    return Choice(screened, swept, profile.budget)
+    return Choice(screened, step(sweep.grid(pairs, fractions, strengths), 1), profile.budget)
 
 
-# Readings of damage that bring one strength to the budget, on average.
+# Readings of damage that bring one strength to the budget, about; 12 at most beside the ends.
 BROUGHT = 6
 
 

@@ -111,11 +111,15 @@ def measure(
     ledger: Ledger,
     *,
     label: str,
+    meter_name: str = "",
 ) -> list[Measured]:
-    """Apply, measure and undo each point: rate by the meter's first scorer, and damage."""
+    """Apply, measure and undo each point: rate by the meter's first scorer, and damage.
+
+    `label` names the step. A meter with a name of its own reads a point once for all its steps.
+    """
     measured = []
     for point in tqdm(list(points), desc=label):
-        name = f"{label} {point}"
+        name = f"{meter_name or label} {point}"
         held = ledger.get(name)
         if held is None:
             with table.surgery(model, point).applied(model):
@@ -152,6 +156,7 @@ def by_damage(
     ledger: Ledger,
     *,
     label: str,
+    meter_name: str = "",
 ) -> list[Point]:
     """The points at shares of the strength that spends the budget: `strength` is that share.
 
@@ -162,7 +167,7 @@ def by_damage(
     found: dict[Point, float | None] = {}
     groups = list(dict.fromkeys(replace(point, strength=0.0) for point in points))
     for group in tqdm(groups, desc=f"{label}: how strong"):
-        name = f"{label} strength {group} within {budget}"
+        name = f"{meter_name or label} strength {group} within {budget}"
         held = ledger.get(name)
         if held is None:
 

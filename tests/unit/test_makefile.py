@@ -19,7 +19,6 @@ GIVEN = {
 }
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 @pytest.mark.parametrize("target", GIVEN)
 def test_a_value_with_quotes_stays_a_value(target: str, tmp_path: Path) -> None:
     shutil.copy(ROOT / "Makefile", tmp_path)

@@ -16,7 +16,7 @@ from surgery_lib.evaluation.statistics import Estimate
 from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings, Profile
 from surgery_lib.report import tables
-from surgery_lib.selection import sweep
+from surgery_lib.selection import choose, sweep
 from surgery_lib.selection.find import SEARCH
 from surgery_lib.selection.table import Point, Table
 from surgery_lib.surgery import Surgery, controls, probe, region
@@ -124,6 +124,27 @@ def test_strengths_by_damage_spend_the_budget_and_are_found_once(tiny: Any, tmp_
     wide = settings.model_copy(update={"budget": Budget(perplexity_rise=0.5, margin=1.0)})
     stronger = brought(sweep.Ledger(path, "a"), wide)  # another budget is found anew
     assert all(new.strength > old.strength for new, old in zip(stronger, strong, strict=True))
+
+
+@pytest.mark.parametrize(("own", "lines"), [(False, 3), (True, 5)])
+def test_one_meter_reads_no_point_twice(tiny: Any, own: bool, lines: int) -> None:
+    model, tokenizer = tiny
+    table, _ = made(model)
+    gauge = meter(model, tokenizer)
+    settings = Profile.model_validate(
+        {
+            **SEARCH,
+            "region": {"fractions": [0.1]},
+            "surgery": {"strengths": [0.5, 1.0], "by_damage": True},
+            "budget": {"perplexity_rise": 0.5, "margin": 1.0},
+        }
+    )
+    ledger = sweep.Ledger(None, "a")
+    screening = meter(model, tokenizer) if own else None
+    choice = choose(model, table, gauge, settings, ledger=ledger, screening=screening)
+    assert len(choice.screened) == len(table.scores) == 1 and len(choice.swept) == 2
+    assert len(ledger.known) == lines  # a strength and a point, twice; then the other strength
+    assert choice.screened[0].strength == pytest.approx(choice.swept[1].strength, rel=1e-6)
 
 
 def test_points_are_undone(tiny: Any, tmp_path: Path) -> None:
