@@ -71,14 +71,8 @@ def of_comparison(result: Result) -> Drawn:
             drawn = partial(comparison.pareto, outcomes, result["start"], measure)
             yield f"pareto_{measure}", drawn
     for measure in comparison.held(outcomes):
-        rest = (compare.BUDGETS[1], result["scorer"])
-        yield (
-            f"budget_{measure}",
-            partial(comparison.budget_bars, outcomes, base, measure, *rest),
-        )
-    if compare.BOTH in comparison.held(outcomes):
-        shown = outcomes, base, compare.BOTH, result["scorer"]
-        yield "budgets", partial(comparison.budget_panels, *shown)
+        drawn = partial(comparison.budget_panels, outcomes, base, measure, result["scorer"])
+        yield f"budgets_{measure}", drawn
 
 
 def of_ablation(result: Result) -> Drawn:

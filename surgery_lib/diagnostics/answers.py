@@ -50,25 +50,15 @@ def _f1(said: list[str], wanted: list[str]) -> float:
 
 @torch.no_grad()
 def written(
-    model: Any,
-    tokenizer: Any,
-    rows: Sequence[Row],
-    virtual: Tensor,
-    place: Place = "between",
-    *,
-    new_tokens: int = 16,
-    batch: int = 16,
+    model: Any, tokenizer: Any, rows: Sequence[Row], virtual: Tensor, place: Place, new_tokens: int
 ) -> list[str]:
-    """Greedy answers, up to the end token or the first new line."""
+    """Greedy answers, up to the end token or the first new line; all rows in one batch."""
     ends = generation.end_tokens(model, tokenizer)
-    texts: list[str] = [""] * len(rows)
-    order = sorted(range(len(rows)), key=lambda i: len(rows[i].before))
-    for begin in range(0, len(order), batch):
-        group = order[begin : begin + batch]
-        parts = embedded(model, [rows[i] for i in group], virtual, place, said=False)
-        for i, ids in zip(group, _greedy(model, parts, ends, new_tokens), strict=True):
-            texts[i] = str(tokenizer.decode(ids, skip_special_tokens=True)).strip().split("\n")[0]
-    return texts
+    parts = embedded(model, rows, virtual, place, said=False)
+    return [
+        str(tokenizer.decode(ids, skip_special_tokens=True)).strip().split("\n")[0]
+        for ids in _greedy(model, parts, ends, new_tokens)
+    ]
 
 
 def _greedy(
@@ -118,12 +108,15 @@ def measure(
 ) -> dict[str, list[float]]:
     """EM, F1, contained and cross-entropy (nats a token of the first answer), a question each."""
     rows = [reader.row(question, question.answers[0]) for question in questions]
-    said = written(
-        model, reader.tokenizer, rows, virtual, place, new_tokens=new_tokens, batch=batch
-    )
-    losses: list[float] = []
-    for begin in range(0, len(rows), batch):
-        losses += answer_losses(model, rows[begin : begin + batch], virtual, place).tolist()
+    said, losses = [""] * len(rows), [0.0] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i].before))  # batches of one length
+    for begin in range(0, len(order), batch):
+        group = order[begin : begin + batch]
+        part = [rows[i] for i in group]
+        texts = written(model, reader.tokenizer, part, virtual, place, new_tokens)
+        each = answer_losses(model, part, virtual, place).tolist()
+        for i, text, loss in zip(group, texts, each, strict=True):
+            said[i], losses[i] = text, loss
     pairs = list(zip(said, (q.answers for q in questions), strict=True))
     return {
         "em": [exact(*pair) for pair in pairs],

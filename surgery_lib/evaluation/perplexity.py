@@ -14,6 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.statistics import Paired, interval, paired_bootstrap
 from surgery_lib.models.generation import context_length
+from surgery_lib.models.head import contiguous_head
 
 # Logits held at once, in numbers: 1 GiB in float32.
 LOGITS = 2**28
@@ -78,12 +79,13 @@ def forward(model: PreTrainedModel, ids: torch.Tensor, mask: torch.Tensor, keep:
         options["position_ids"] = (mask.cumsum(-1) - 1).clamp_min(0).to(model.device)
     if keep and "logits_to_keep" in accepted:
         options["logits_to_keep"] = keep
-    logits = model(
-        input_ids=ids.to(model.device),
-        attention_mask=mask.to(model.device),
-        use_cache=False,
-        **options,
-    ).logits
+    with contiguous_head(model):
+        logits = model(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            use_cache=False,
+            **options,
+        ).logits
     return logits[:, -keep:] if keep else logits
 
 

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from surgery_lib.errors import UserError
+from surgery_lib.models.head import contiguous_head
 from surgery_lib.models.sampling import Decoding, InverseSampling, generator
 from surgery_lib.models.tokens import check_list, check_text
 
@@ -79,7 +80,7 @@ def plain_decoding(
     ends: Sequence[int],
     max_new_tokens: int,
 ) -> Iterator[int]:
-    """Inside, `model.generate` is greedy; gives the padding token.
+    """Inside, `model.generate` is greedy, its head fast; gives the padding token.
 
     Whatever is unset comes from the model's own settings: a repetition penalty there would bend
     greedy decoding without a word.
@@ -94,7 +95,8 @@ def plain_decoding(
         disable_compile=True,
     )
     try:
-        yield pad
+        with contiguous_head(model):
+            yield pad
     finally:
         model.generation_config = own
 

@@ -7,7 +7,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.figure import Figure
 
-from surgery_lib.evaluation.statistics import compare, holm
+from surgery_lib.evaluation.statistics import holm
 from surgery_lib.report.comparison_notes import notes
 from surgery_lib.report.fronts import SURGERY as SURGERY
 from surgery_lib.report.fronts import Outcome as Outcome
@@ -44,41 +44,6 @@ def held(outcomes: Sequence[Outcome]) -> list[str]:
     """The ways of holding a budget that some point has, both measures at once first."""
     known = {point["measure"] for one in outcomes for point in one["points"]}
     return [name for name in HELD if name in known]
-
-
-def budget_bars(
-    outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float, scorer: str
-) -> Figure:
-    """Behaviour on test prompts of every method at one budget, best first."""
-    points = at_budget(outcomes, measure, budget)
-    names = sorted(points, key=lambda name: points[name]["test"]["rate"][scorer]["value"])
-    figure, axes = plt.subplots(figsize=(WIDTH, 1.2 + 0.26 * len(names)))
-    for row, name in enumerate(names):
-        value, error = error_bars(points[name]["test"]["rate"][scorer])
-        colour = INK["red"] if name == SURGERY else INK["blue"]
-        axes.errorbar(value, row, xerr=error, fmt="o", color=colour, capsize=2, markersize=5)
-    reading = base["test"]["rate"][scorer]
-    axes.axvspan(100 * reading["low"], 100 * reading["high"], color=INK["grey"], alpha=0.2)
-    axes.axvline(100 * reading["value"], color=INK["grey"])
-    axes.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
-    axes.set_ylim(len(names) - 0.4, -0.6)
-    title = f"At {measure_name(measure)} ≤ {budget}"
-    if SURGERY in points:
-        rates = {name: points[name]["test"]["rate"][scorer]["value"] for name in names}
-        pairs = {
-            name: compare(points[SURGERY]["flags"][scorer], points[name]["flags"][scorer])
-            for name in rates
-            if name != SURGERY
-        }
-        fewer = sum(pair.high < 0 for pair in pairs.values())
-        title += f": {fewer} of {len(pairs)} others leave less than surgery,\n"
-        title += "beyond the paired interval"
-    axes.set(
-        xlabel=f"behaviour on test prompts, % (grey: unedited; n = {reading['n']})",
-        title=title,
-    )
-    from_zero(axes, "x")
-    return figure
 
 
 def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> Figure:

@@ -20,8 +20,9 @@ CAPTIONS = {
     "capability": "Capability tasks before and after, with intervals",
     "pareto_first_token_kl": "Behaviour against damage to the first token, all methods",
     "pareto_context_kl": "Behaviour against damage inside triggering contexts, all methods",
-    "budget_first_token_kl": "Behaviour left by every method at one budget of first-token damage",
-    "budget_context_kl": "Behaviour left by every method at one budget of damage in context",
+    "budgets_first_token_kl": "Behaviour left by every method at budgets of first-token damage",
+    "budgets_context_kl": "Behaviour left by every method at budgets of damage in context",
+    "budgets_both": "Behaviour left by every method, both measures of damage held at once",
 }
 BOLD = re.compile(r"<text[^>]*font:[^>]*\bbold\b[^>]*>([^<]+)</text>")
 

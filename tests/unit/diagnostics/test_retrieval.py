@@ -93,8 +93,9 @@ def test_padding_changes_nothing(tiny: tuple[Any, Any], reader: Reader) -> None:
     together = retrieval.answer_losses(model, made, virtual)
     alone = torch.cat([retrieval.answer_losses(model, [row], virtual) for row in made])
     assert torch.allclose(together, alone, atol=1e-5)
-    said = answers.written(model, tokenizer, made, virtual, new_tokens=5)
-    each = [answers.written(model, tokenizer, [row], virtual, new_tokens=5)[0] for row in made]
+    options = (virtual, "between", 5)
+    said = answers.written(model, tokenizer, made, *options)
+    each = [answers.written(model, tokenizer, [row], *options)[0] for row in made]
     assert said == each
 
 
