@@ -10,8 +10,9 @@ def contiguous_head(model: Any) -> Iterator[None]:
     """Inside, the states that `model` turns into logits are copied together first.
 
     Models that compute the last positions' logits alone hand on a view of all positions, and torch
-    multiplies such a view text by text. In bfloat16 on a processor that copies the matrix of the
-    vocabulary for each text: 17 s and 2.7 GiB for 48 prompts of SmolLM2, which take 1 s so.
+    multiplies such a view text by text where weights are frozen. In bfloat16 on a processor that
+    copies the matrix of the vocabulary for each text: 17 s and 2.7 GiB for 48 prompts of SmolLM2,
+    which take 1 s so.
     """
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(), *args[1:]))
