@@ -101,12 +101,13 @@ def questions() -> str:
 def against_paper() -> str:
     """Recommended surgery beside the paper's form, wherever notebook 05 was run."""
     studies = {
-        "the patient": "patient/toxicity",
-        "the patient, jailbreak": "patient/jailbreak",
-        "real text": "real-text/toxicity",
+        "SmolLM2-135M": SMOLLM2,
+        "the patient": PATIENT,
+        "the patient, jailbreak": "patient/jailbreak/seed0",
+        "real text": "real-text/toxicity/seed0",
     }
     return advice.against_paper_table(
-        {name: result(f"{at}/seed0/comparison.json") for name, at in studies.items()}
+        {name: result(f"{at}/comparison.json") for name, at in studies.items()}
     )
 
 
@@ -176,13 +177,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "standard-real": lambda: kept("real-text/tables/standard.md"),
     "task-changes": lambda: kept("patient/tables/capability_changes.md"),
     "task-changes-real": lambda: kept("real-text/tables/capability_changes.md"),
-    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
-    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
-    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
+    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_both.md"),
+    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_both.md"),
+    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_both.md"),
     "methods": methods,
     "against-paper": against_paper,
-    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
-    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),
+    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_both.md"),
+    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_both.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }
 

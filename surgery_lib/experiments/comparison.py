@@ -152,7 +152,7 @@ class Comparison:
             trials = by_damage(
                 self.model, baseline, fitted, measures=MEASURES, budgets=BUDGETS, **options
             )
-        points = self._points(fitted, trials)
+        points = self._points(fitted, trials, searched=bool(plan.trials))
         knobs = next((p["knobs"] for p in points), dict(trials[0].knobs))
         rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
         return {
@@ -182,12 +182,15 @@ class Comparison:
         found = {"first_token_kl": damage.first_token_kl, "context_kl": damage.context_kl}
         return {name: one.value for name, one in found.items() if one is not None}
 
-    def _points(self, fitted: Fitted, trials: Sequence[search.Trial]) -> list[dict[str, Any]]:
+    def _points(
+        self, fitted: Fitted, trials: Sequence[search.Trial], *, searched: bool
+    ) -> list[dict[str, Any]]:
         """For each way of holding a budget the best trial, read on test; each trial once."""
         readings: dict[int, dict[str, Any]] = {}
         points = []
         for held, measures in HELD.items():
-            for budget, trial in search.best_at(trials, measures, BUDGETS).items():
+            best = search.best_at(trials, measures, BUDGETS, searched=searched)
+            for budget, trial in best.items():
                 if trial is None:
                     continue
                 if trial.number not in readings:

@@ -40,20 +40,28 @@ def pareto(trials: Sequence[Trial], measure: str) -> list[Trial]:
 
 
 def best_at(
-    trials: Sequence[Trial], measures: str | Sequence[str], budgets: Sequence[float]
+    trials: Sequence[Trial],
+    measures: str | Sequence[str],
+    budgets: Sequence[float],
+    *,
+    searched: bool = True,
 ) -> dict[float, Trial | None]:
     """For each budget, the trial with the least behaviour that keeps it in every measure named.
 
     None where no trial does. Of equal ones the one whose largest measure is least, then the first.
+    Of trials that were not `searched` it is the one that spends most of the budget.
     """
     names = [measures] if isinstance(measures, str) else list(measures)
     measured = [trial for trial in trials if trial.behaviour is not None]
     found: dict[float, Trial | None] = {}
     for budget in budgets:
         within = [t for t in measured if all(t.damage[name] <= budget for name in names)]
+        spent = {t.number: max(t.damage[name] for name in names) for t in within}
         found[budget] = min(
             within,
-            key=lambda t: (_rate(t), max(t.damage[name] for name in names), t.number),
+            key=lambda t: (
+                (_rate(t), spent[t.number], t.number) if searched else (-spent[t.number], t.number)
+            ),
             default=None,
         )
     return found

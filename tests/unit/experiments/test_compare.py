@@ -153,7 +153,7 @@ def test_the_recommended_form_stands_beside_the_papers() -> None:
     many, few = [1] * 50 + [0] * 50, [1] * 10 + [0] * 90
     outcomes = [outcome("surgery", few), outcome("surgery_paper", many)]
     found = advice.against_paper(outcomes, "context_kl", "exact")
-    table = advice.against_paper_table({"a study": {"against_paper": {"context_kl": found}}})
+    table = advice.against_paper_table({"a study": {"against_paper": {"both": found}}})
     ours, theirs, difference, n = lines(table)["a study"][1:]
     assert (ours, theirs, n) == ("10.0", "50.0", "100") and difference.startswith("-40.0 [")
 

@@ -235,6 +235,15 @@ def test_the_best_at_a_budget_is_what_brute_force_finds(seed):
         assert (None if found is None else found.behaviour) == min(rates, default=None)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_without_a_search_a_budget_is_spent_whatever_the_behaviour(seed):
+    trials = scattered(25, seed)
+    measured = [t for t in trials if t.behaviour is not None]
+    for budget, found in best_at(trials, "kl", [-1.0, 0.3, 2.0], searched=False).items():
+        within = [t.damage["kl"] for t in measured if t.damage["kl"] <= budget]
+        assert (None if found is None else found.damage["kl"]) == max(within, default=None)
+
+
 def test_what_cannot_be_searched_is_said():
     with pytest.raises(UserError, match="at least one"):
         run(Toy(), trials=0)
