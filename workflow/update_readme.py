@@ -154,7 +154,7 @@ TABLES: dict[str, Callable[[], str]] = {
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
-    "paired-smollm2": lambda: paired(SMOLLM2, "surgery_covariance", "dpo"),
+    "paired-smollm2": lambda: paired(SMOLLM2, "surgery_covariance", "dpo", "caa", "surgery_paper"),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
     ),
@@ -177,13 +177,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "standard-real": lambda: kept("real-text/tables/standard.md"),
     "task-changes": lambda: kept("patient/tables/capability_changes.md"),
     "task-changes-real": lambda: kept("real-text/tables/capability_changes.md"),
-    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_both.md"),
-    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_both.md"),
-    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_both.md"),
+    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
+    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
+    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
     "methods": methods,
     "against-paper": against_paper,
-    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_both.md"),
-    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_both.md"),
+    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
+    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }
 
