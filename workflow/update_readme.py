@@ -54,12 +54,14 @@ def benchmarks() -> str:
     for line in BENCHMARKS:
         value = functools.reduce(operator.getitem, line["number"], held[line["file"]])
         lines.append([line["what"], line["against"], f"{value:.3g}", line["aim"]])
-    machine = held["checkpoint"]["machine"]
-    words = (
-        f"Measured on {machine['cores']} cores of {machine['processor']}, "
-        f"{machine['memory_gb']} GB, torch {machine['torch']}, no GPU.\n"
-    )
-    return markdown_table(["what", "against", "measured", "aim"], lines) + "\n" + words
+    told: dict[str, list[str]] = {}
+    for name in sorted(held):
+        machine = held[name]["machine"]
+        where = f"{machine['cores']} cores of {machine['processor']}, {machine['memory_gb']} GB"
+        told.setdefault(f"{where}, torch {machine['torch']}, no GPU", []).append(name)
+    words = "; ".join(f"{', '.join(names)}: {where}" for where, names in told.items())
+    table = markdown_table(["what", "against", "measured", "aim"], lines)
+    return f"{table}\nMeasured on: {words}.\n"
 
 
 NEEDS = {
@@ -154,7 +156,9 @@ TABLES: dict[str, Callable[[], str]] = {
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
-    "paired-smollm2": lambda: paired(SMOLLM2, "surgery_covariance", "dpo", "caa", "surgery_paper"),
+    "paired-smollm2": lambda: paired(
+        SMOLLM2, "surgery_covariance", "dpo", "caa", "surgery_paper", "surgery", "lora"
+    ),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
     ),
