@@ -159,6 +159,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "paired-smollm2": lambda: paired(
         SMOLLM2, "surgery_covariance", "dpo", "caa", "surgery_paper", "surgery", "lora"
     ),
+    "paired-real": lambda: paired(
+        "real-text/toxicity/seed0", "surgery", "dpo", "caa", "ablation", "surgery_covariance"
+    ),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
     ),
@@ -183,11 +186,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "task-changes-real": lambda: kept("real-text/tables/capability_changes.md"),
     "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
     "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
-    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_context_kl.md"),
+    "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_both.md"),
     "methods": methods,
     "against-paper": against_paper,
     "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
-    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_context_kl.md"),
+    "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_both.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }
 
