@@ -27,7 +27,7 @@ from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
-from surgery_lib.selection.trials import BOTH, HELD, MEASURES
+from surgery_lib.selection.trials import BOTH, HELD, MEASURES, Trial, best_at
 from surgery_lib.selection.unsearched import by_damage
 from surgery_lib.study import Study
 
@@ -183,14 +183,13 @@ class Comparison:
         return {name: one.value for name, one in found.items() if one is not None}
 
     def _points(
-        self, fitted: Fitted, trials: Sequence[search.Trial], *, searched: bool
+        self, fitted: Fitted, trials: Sequence[Trial], *, searched: bool
     ) -> list[dict[str, Any]]:
         """For each way of holding a budget the best trial, read on test; each trial once."""
         readings: dict[int, dict[str, Any]] = {}
         points = []
         for held, measures in HELD.items():
-            best = search.best_at(trials, measures, BUDGETS, searched=searched)
-            for budget, trial in best.items():
+            for budget, trial in best_at(trials, measures, BUDGETS, searched=searched).items():
                 if trial is None:
                     continue
                 if trial.number not in readings:
@@ -201,7 +200,7 @@ class Comparison:
                 points.append(point)
         return points
 
-    def _read(self, fitted: Fitted, trial: search.Trial) -> dict[str, Any]:
+    def _read(self, fitted: Fitted, trial: Trial) -> dict[str, Any]:
         with fitted.applied(self.model, **trial.knobs) as changed:
             found = self.reading(self.test.read(changed), changed)
         return {"trial": trial.number, "knobs": dict(trial.knobs), **found}

@@ -85,7 +85,7 @@ def plain_decoding(
     Whatever is unset comes from the model's own settings: a repetition penalty there would bend
     greedy decoding without a word.
     """
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else (list(ends) or [0])[0]
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else next(iter(ends), 0)
     own = model.generation_config
     model.generation_config = GenerationConfig(
         max_new_tokens=max_new_tokens,
@@ -245,11 +245,10 @@ def generate(
 
 def _copies(encoded: Sequence[Sequence[int]], samples: int) -> list[int]:
     """How many draws of the very same tokens come before each row's own."""
-    seen: dict[tuple[int, ...], int] = {}
-    found = []
-    for tokens in encoded:
-        found.append(seen.get(tuple(tokens), 0))
-        seen[tuple(tokens)] = found[-1] + samples
+    found, seen = [], dict[tuple[int, ...], int]()
+    for tokens in map(tuple, encoded):
+        found.append(seen.get(tokens, 0))
+        seen[tokens] = found[-1] + samples
     return found
 
 
