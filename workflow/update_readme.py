@@ -162,6 +162,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0", "surgery", "dpo", "caa", "ablation", "surgery_covariance"
     ),
+    "compare-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_both.md"),
+    "paired-gemma": lambda: paired("gemma3-270m/toxicity/seed0", "surgery_covariance", "caa"),
+    "damage-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_damage.md"),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"
     ),
