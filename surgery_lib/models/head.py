@@ -11,8 +11,8 @@ def contiguous_head(model: Any) -> Iterator[None]:
 
     Models that compute the last positions' logits alone hand on a view of all positions, and torch
     multiplies such a view text by text where weights are frozen. In bfloat16 on a processor that
-    copies the matrix of the vocabulary for each text: 17 s and 2.7 GiB for 48 prompts of SmolLM2,
-    which take 1 s so.
+    copies the matrix of the vocabulary for each text: 320 completions of SmolLM2 took 129 s and
+    10.9 GiB at most on one core, and take 35 s and 1.3 GiB so.
     """
     head = model.get_output_embeddings()
     if head is None:  # a model that makes its logits otherwise
