@@ -52,24 +52,24 @@ class Plan:
     capability: int = 0
 
 
-def labelled(data: BehaviourData, triggers: Sequence[str], count: int) -> TrainingData:
-    """What every method may learn from: the training split, `count` texts of it."""
-    chosen = data.examples["train"][: count or None]
-    prompts = [p.text for p in data.prompts["train"] if p.group in triggers]
+def labelled(data: BehaviourData, groups: Sequence[str], count: int, seed: int = 0) -> TrainingData:
+    """What every method may learn from: `count` texts of the training split, others for a seed."""
+    texts = data.examples["train"]
+    first, wanted = seed * count % max(1, len(texts)), min(count or len(texts), len(texts))
+    chosen = (texts * 2)[first : first + wanted]
     return TrainingData(
         texts=[example.text for example in chosen],
         labels=[example.label for example in chosen],
-        prompts=prompts,
+        prompts=[p.text for p in data.prompts["train"] if p.group in groups],
         benign=[prompt.text for prompt in data.benign["train"]],
     )
 
 
 def checked(methods: Sequence[str] | str) -> list[str]:
     """Names of methods, all of them for "all". UserError for an unknown one."""
-    names = list(BASELINES) if methods == "all" else list(methods)
-    for name in names:
-        if name not in BASELINES:
-            raise UserError(f"there is no method {name!r}; {closest(name, BASELINES)}")
+    names = list(BASELINES if methods == "all" else methods)
+    for name in set(names) - set(BASELINES):
+        raise UserError(f"there is no method {name!r}; {closest(name, BASELINES)}")
     return names
 
 

@@ -48,12 +48,13 @@ def operate(
     profile's budget.
     """
     probes = fit_probes(model, tokenizer, data, profile, LAYERS, seed=seed, cache=cache)
-    table = prepare(model, tokenizer, probes, data, profile)
     spec = profile.behaviours[name]
+    guide = scorers.build(spec.guide)
+    table = prepare(model, tokenizer, probes, data, profile, guide)
     subject = (model, tokenizer, replace(data, benign={}), spec, profile.evaluation)
     meter = Evaluator(
         *subject,
-        [scorers.build(spec.guide)],
+        [guide],
         split="validation",
         prompts=PROMPTS,
         triggers_only=True,
@@ -80,8 +81,12 @@ def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
     As many rows, as far. `model` must be unedited. Rows are by cosine whatever the edit's own rule,
     as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
     would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
-    behaviour than before.
+    behaviour than before. An edit with a direction for every block (the covariance rule) keeps its
+    rows: its step is small enough for first order to hold.
     """
+    about = {**surgery.about, "inverse": True}
+    if surgery.direction.dim() == 2:
+        return replace(surgery, direction=-surgery.direction, about=about)
     scores = region.cosine_scores(model, -surgery.direction, surgery.matrix)
     rows = region.select(scores, len(surgery.rows))
     return replace(
@@ -89,7 +94,7 @@ def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
         rows=rows,
         direction=-surgery.direction,
         fingerprint=fingerprint(model, rows, surgery.matrix),
-        about={**surgery.about, "inverse": True},
+        about=about,
     )
 
 

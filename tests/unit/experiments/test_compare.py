@@ -109,6 +109,10 @@ def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     test = Evaluator(*common, judges, split="test", **options)
     run = compare.Comparison(study, model, tokenizer, validation, test, compare.Plan(2, 40))
     learn = compare.labelled(data, spec.trigger_groups, 40)
+    others = compare.labelled(data, spec.trigger_groups, 40, seed=1)
+    assert len(learn.texts) == len(others.texts) == 40 and not set(learn.texts) & set(others.texts)
+    everything = len(data.examples["train"])
+    assert len(compare.labelled(data, spec.trigger_groups, 10**6, seed=3).texts) == everything
     found = {name: run.outcome(name, learn) for name in ("surgery", "caa")}
     for one in found.values():
         assert len(one["trials"]) == 2 and one["cost"]["labels"] > 0
