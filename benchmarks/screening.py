@@ -58,7 +58,8 @@ def main() -> None:
     new_tokens = study.spec.max_new_tokens
     prompts = [prompt.text for prompt in meter.prompts]
     # `tokens_per_batch` as the search has it: both ways read as much at once.
-    options = {"max_new_tokens": new_tokens, "tokens_per_batch": settings.tokens_per_batch}
+    options: dict[str, Any] = {"max_new_tokens": new_tokens}
+    options["tokens_per_batch"] = settings.tokens_per_batch
     started = time.perf_counter()
     written = generate(
         *(model, tokenizer, prompts), samples=SAMPLES, temperature=1.0, seed=study.seed, **options

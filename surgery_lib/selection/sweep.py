@@ -8,6 +8,7 @@ so that a run that was killed goes on where it stopped.
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
@@ -172,9 +173,13 @@ def by_damage(
         if held is None:
 
             def share(strength: float, group: Point = group) -> float:
+                damage = partial(meter.reference.compare, model, intervals=False)
                 with table.surgery(model, replace(group, strength=strength)).applied(model):
-                    damage = meter.reference.compare(model, parts=CHOOSES[1:], intervals=False)
-                return spent_of(damage.perplexity_rise, _value(damage.context_kl), budget)
+                    inside = _value(damage(parts=["context"]).context_kl)
+                    # Clean text takes longest, and no longer matters beyond the other budget.
+                    over = spent_of(0.0, inside, budget) > 1
+                    rise = 0.0 if over else damage(parts=["perplexity"]).perplexity_rise
+                return spent_of(rise, inside, budget)
 
             held = ledger.put(name, {"strength": largest(share, start)})
         found[group] = held["strength"]
