@@ -17,7 +17,14 @@ from reference import profile_fields, public_api
 from surgery_lib import files
 from surgery_lib.baselines.registry import METHODS
 from surgery_lib.experiments.ablations.questions import QUESTIONS
-from surgery_lib.report import ablation_findings, advice, asked, diagnostics, tables
+from surgery_lib.report import (
+    ablation_findings,
+    advice,
+    asked,
+    diagnostics,
+    protocol_tables,
+    tables,
+)
 from surgery_lib.report.style import markdown_table
 from surgery_lib.study.study import unwrap
 
@@ -181,6 +188,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "profile-fields": profile_fields,
     "public-api": public_api,
     "questions": questions,
+    "verdict": lambda: protocol_tables.verdict(result("patient/protocols.json")["results"]),
     "protocols": lambda: kept("patient/tables/protocols.md"),
     "protocols-real": lambda: kept("real-text/tables/protocols.md"),
     "standard": lambda: kept("patient/tables/standard.md"),

@@ -104,6 +104,7 @@ class Evaluator:
                 contexts=contexts,
                 clean=list(data.clean[split])[: clean or None],
                 window=evaluation.window,
+                bos=evaluation.bos,
                 tokens_per_batch=evaluation.tokens_per_batch,
             )
             bar.update()

@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
 
 from surgery_lib import files
 from surgery_lib.diagnostics import drift, triplet
 from surgery_lib.diagnostics.drift import Probes, Triple
 from surgery_lib.errors import UserError
 from surgery_lib.experiments.edits import Edit
-from surgery_lib.models import resolve
+from surgery_lib.models import resolve, untrained
 from surgery_lib.patient import injected
 
 SPLITS = ("train", "validation", "test")
@@ -131,10 +130,7 @@ class Tracker:
         """The floor: probes fitted to models of the same shape that learnt nothing."""
         found = []
         for seed in range(seeds):
-            torch.manual_seed(seed)
-            config = self.model.config
-            other = AutoModelForCausalLM.from_config(config, trust_remote_code=False).eval()
-            given = self.deltas(other.to(self.model.dtype))
+            given = self.deltas(untrained(self.model, seed))
             probes = Probes.fit(given["train"])
             layer = drift.best_layer(probes, given["validation"])
             found.append(drift.reading(probes.scores(given["test"])[..., layer]))

@@ -9,6 +9,7 @@ from surgery_lib.models.load import (
     resolve,
     resolved_revision,
     snapshot,
+    untrained,
 )
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "resolve",
     "resolved_revision",
     "snapshot",
+    "untrained",
 ]

@@ -279,3 +279,11 @@ def resolved_revision(model: PreTrainedModel) -> str | None:
 
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
+
+
+def untrained(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """A model of the same shape, type and device that learnt nothing: its class's random start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        found = AutoModelForCausalLM.from_config(model.config, trust_remote_code=False)
+    return found.to(device=model.device, dtype=model.dtype).eval()

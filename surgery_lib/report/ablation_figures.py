@@ -192,6 +192,7 @@ def _transfer(result: Result, _question: str, _axis: str) -> Figure:
         "before": "before the edit",
         "frozen": "after it, the same probe",
         "refitted": "after it, a refitted probe",
+        "untrained": "an untrained model",
     }
     for number, (name, label) in enumerate(labels.items()):
         readings = [one[name] for one in result["transfer"]]

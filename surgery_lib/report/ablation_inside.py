@@ -20,9 +20,15 @@ def transfer(result: Result) -> Finding:
     last = layers[-1]
     erased = last["refitted"]["high"] < last["before"]["low"]
     moved = last["frozen"]["high"] < last["before"]["low"]
+    # What a probe of a model that learnt nothing reads, the texts' words give away by themselves.
+    floor = last.get("untrained", last["before"])  # TEMPORARY
     headline = "The behaviour is suppressed, not erased: a refitted probe still reads it"
     if erased:
         headline = "A refitted probe reads the behaviour less well than before"
+    elif last["refitted"]["low"] <= floor["high"]:
+        headline = (
+            "Whether the behaviour is erased a probe cannot say: an untrained model's reads it"
+        )
     worst = min(layers, key=lambda one: float(one["frozen"]["value"]))
     if worst["frozen"]["high"] < 0.5:
         headline += (
@@ -33,8 +39,10 @@ def transfer(result: Result) -> Finding:
     text = (
         f"At the last layer the AUC is {_auc(last['before'])} before the edit; the same probe "
         f"{words} after it, {_auc(last['frozen'])}, and a refitted one has "
-        f"{_auc(last['refitted'])} (cosine with the old direction {last['cosine']:.2f}). At layer "
-        f"{at['layer']}: {_auc(at['before'])}, {_auc(at['frozen'])}, {_auc(at['refitted'])}."
+        f"{_auc(last['refitted'])} (cosine with the old direction {last['cosine']:.2f}); that "
+        f"of an untrained model of the same shape has {_auc(floor)}. At layer {at['layer']}: "
+        f"{_auc(at['before'])}, {_auc(at['frozen'])}, {_auc(at['refitted'])}; untrained "
+        f"{_auc(at.get('untrained', at['before']))}."
     )
     return headline, text
 

@@ -1,6 +1,6 @@
 """The tables and sentences of notebooks 01 and 04, made from what was measured."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,10 +64,20 @@ def _draw(meter: Evaluator, reading: Evaluation, names: Sequence[str]) -> dict[s
     }
 
 
+# What else a variant changes, as a column: how to read it off a draw, times what, decimals.
+CHANGES: Mapping[str, tuple[Callable[[Mapping[str, Any]], float], float, int]] = {
+    "first-token KL": (lambda draw: draw["first_token_kl"]["value"], 1, 3),
+    "KL in context": (lambda draw: draw["context_kl"]["value"], 1, 3),
+    "distinct-2": (lambda draw: draw["distinct"]["distinct_2"], 1, 2),
+    "ended, %": (lambda draw: draw["endings"]["ended"], 100, 0),
+}
+
+
 def summary(result: Mapping[str, Any]) -> str:
     """The README's table: a line a variant, the draws of a control as their range.
 
-    Behind every scorer's rate stands its p against the base, paired and not corrected.
+    Behind every scorer's rate stands its p against the base, paired and not corrected. The share
+    of answers that came to an end and their variety stand for the quality of what is written.
     """
     lines = []
     for name, variant in result["variants"].items():
@@ -75,11 +85,30 @@ def summary(result: Mapping[str, Any]) -> str:
         rates = [_rates(draws, scorer, base) for scorer in result["scorers"]]
         rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
         rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
-        perplexity = shown(draws[0]["perplexity"], 1.0, 2) if len(draws) == 1 else "-"
-        lines.append([name.replace("_", " "), *rates, perplexity, "" if base else rise])
+        changes = [
+            "" if base and "KL" in column else _spread(draws, *how)
+            for column, how in CHANGES.items()
+        ]
+        first = shown(draws[0]["perplexity"], 1.0, 2) if base else rise
+        lines.append([name.replace("_", " "), *rates, first, *changes])
     n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
     columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
-    return markdown_table(["variant", *columns, "perplexity", "rise"], lines)
+    return markdown_table(["variant", *columns, "perplexity", *CHANGES], lines)
+
+
+def _spread(
+    draws: Sequence[Mapping[str, Any]],
+    read: Callable[[Mapping[str, Any]], float],
+    times: float,
+    decimals: int,
+) -> str:
+    """A number of one draw, or the range over several; a dash where it was not measured."""
+    try:
+        values = sorted(times * read(draw) for draw in draws)
+    except (KeyError, TypeError):
+        return "-"
+    ends = dict.fromkeys(f"{value:.{decimals}f}" for value in (values[0], values[-1]))
+    return " to ".join(ends)
 
 
 def _rates(draws: Sequence[Mapping[str, Any]], scorer: str, base: bool) -> str:

@@ -6,11 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.data import load as behaviours
 from surgery_lib.evaluation.statistics import mean
 from surgery_lib.experiments.ablations.bench import Bench
-from surgery_lib.models import activations, layout
+from surgery_lib.models import activations, layout, untrained
 from surgery_lib.models.tokens import real_tokens
 from surgery_lib.selection.probes import read
 from surgery_lib.study import Study
@@ -24,17 +25,22 @@ def transfer(bench: Bench, study: Study) -> list[dict[str, Any]]:
     """ROC AUC by layer on validation texts: before the edit, the same probe after it, refitted.
 
     A probe that no longer separates while a refitted one does means that the behaviour is hidden
-    from the old direction, not erased. `cosine` is that of the refitted direction with the old.
+    from the old direction, not erased: as far as what it reads was learnt at all, and not the
+    texts' own words, which a probe of an `untrained` model of the same shape reads as well.
+    `cosine` is that of the refitted direction with the old.
     """
     settings = study.profile.probe
-    with bench.surgery.applied(bench.model):
-        after = {
-            split: read(
-                *(bench.model, bench.tokenizer, bench.data.examples[split]),
-                *(settings, bench.layers, study.cache),
-            )[0]
-            for split in bench.states
+
+    def states_of(model: PreTrainedModel) -> dict[str, Tensor]:
+        among = settings, bench.layers, study.cache
+        given = bench.data.examples
+        return {
+            split: read(model, bench.tokenizer, given[split], *among)[0] for split in bench.states
         }
+
+    with bench.surgery.applied(bench.model):
+        after = states_of(bench.model)
+    nothing = states_of(untrained(bench.model))
     fitted = [
         probe.fit(
             states["train"],
@@ -42,11 +48,16 @@ def transfer(bench: Bench, study: Study) -> list[dict[str, Any]]:
             estimator=bench.chosen.estimator,
             layers=bench.layers,
         )
-        for states in (bench.states, after)
+        for states in (bench.states, after, nothing)
     ]
     found = []
-    for at, (old, new) in enumerate(zip(*fitted, strict=True)):
-        cases = {"before": (old, bench.states), "frozen": (old, after), "refitted": (new, after)}
+    for at, (old, new, floor) in enumerate(zip(*fitted, strict=True)):
+        cases = {
+            "before": (old, bench.states),
+            "frozen": (old, after),
+            "refitted": (new, after),
+            "untrained": (floor, nothing),
+        }
         found.append(
             {
                 "layer": bench.layers[at],
