@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from surgery_lib.report import ablation_inside
+from surgery_lib.report import ablation_inside, paper
 from surgery_lib.report.ablation_tables import Line, rise
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value, percent
@@ -50,6 +50,12 @@ def _left(line: Line) -> str:
     return f"{shown(line['rate'])} %{draws} (perplexity {rise(line)} %)"
 
 
+def _theirs(number: int, *methods: str) -> str:
+    """What the paper's table has for these, on RealToxicityPrompts."""
+    rates = ", ".join(f"{one} {paper.value(number, one, 'rtp'):g}" for one in methods)
+    return f"The paper (Table {number}, RTP): {rates}."
+
+
 def _rate(line: Line) -> float:
     return float(line["rate"]["value"])
 
@@ -93,8 +99,8 @@ def _controls(result: Result) -> Finding:
         f"{_left(level)} at the same divergence ({_points(level)}). Aligned rows leave "
         f"{_left(at('aligned rows, subtracted'))} with the direction subtracted and "
         f"{_left(at('aligned rows, added'))} with it added; inverted, the chosen edit leaves "
-        f"{_left(at('inverted direction'))}. The paper (Table 9, RTP): random probe 41.2, random "
-        "rows 15.0, aligned and subtracted 34.8, chosen 5.17."
+        f"{_left(at('inverted direction'))}. "
+        + _theirs(9, "random probe", "random rows", "aligned rows, subtracted", paper.EDITED)
     )
     return headline, text
 
@@ -106,7 +112,7 @@ def _layers(result: Result) -> Finding:
     text = (
         f"At the chosen step and K, the probe of layer {best['x']:g} leaves {_left(best)}, that of "
         f"the last layer ({last['x']:g}, after the final norm) {_left(last)}. Over all layers: "
-        f"{_range(lines)}. The paper (RTP): layer 1 31.2, 16 4.59, 31 5.09, 32 5.17."
+        f"{_range(lines)}. {_theirs(9, *(f'probe layer {n}' for n in (1, 16, 31, 32)))}"
     )
     return headline, text
 
@@ -129,8 +135,8 @@ def _depth(result: Result) -> Finding:
     needed = "is missed most" if _worse(worst) else "is missed most, though not clearly"
     text = (
         f"Without its rows the edit leaves {_left(worst)} ({_points(worst)}){with_it}. The others "
-        f"leave {_range([line for line in bare if line is not worst] or bare)}. The paper (RTP): "
-        "6.18, 23.1, 18.9, 9.26 without quarters 1 to 4."
+        f"leave {_range([line for line in bare if line is not worst] or bare)}. "
+        + _theirs(9, *(f"without quarter {n}" for n in (1, 2, 3, 4)))
     )
     return f"Of the depth, {quarter} {needed}", text
 
@@ -144,8 +150,8 @@ def _matrices(result: Result) -> Finding:
         if best is gate
         else f"The gate leaves {_at_cost(gate)}, {best['name']} {_at_cost(best)}"
     )
-    text = f"As many rows in each matrix, steps in its own units: {rest}. The paper (RTP): gate "
-    return headline, text + "5.17, down 26.02, v 30.03, up 38.28, k 42.20, q 45.12, o 52.46."
+    text = f"As many rows in each matrix, steps in its own units: {rest}. "
+    return headline, text + _theirs(11, "gate", "down", "v", "up", "k", "q", "o")
 
 
 def _row_counts(result: Result) -> Finding:

@@ -10,6 +10,7 @@ from surgery_lib.report.style import interval as shown
 
 Result = Mapping[str, Any]
 Finding = tuple[str, str]
+PROBED = ("toxic", "jailbreak", "negative")  # the paper's three probes, in its Figure 2
 _auc = partial(shown, scale=1.0, digits=3)
 
 
@@ -75,12 +76,13 @@ def cosines(result: Result) -> Finding:
     chance = 1 / math.sqrt(result["cosines"]["width"])
     states = [abs(square["cosines"][0][n]) for n in range(len(square["names"])) if n not in probes]
     figure = paper.table("figure2")
-    of_probes = figure[figure["second"].isin(["jailbreak", "negative"])]["cosine"].max()
+    of_probes = figure[figure["second"].isin(PROBED)]["cosine"].max()
+    of_tasks = figure[figure["first"].isin(PROBED) & ~figure["second"].isin(PROBED)]["cosine"].max()
     apart = f"up to {max(pairs):.2f} between behaviours, " if pairs else ""
     return (
         f"Directions meet mean states at a cosine of up to {max(states):.2f}",
         f"At layer {result['cosines']['layer']}, absolute cosines are {apart}"
         f"up to {max(states):.2f} between the direction and mean states of texts; random "
         f"directions of this width have {chance:.2f}. The paper (Figure 2): up to {of_probes:.2f} "
-        "between probes, 0.07 between probes and tasks.",
+        f"between probes, {of_tasks:.2f} between probes and tasks.",
     )
