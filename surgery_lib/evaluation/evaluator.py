@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.behaviour import BehaviourData, first_of_each
-from surgery_lib.evaluation import responses as toxicity
+from surgery_lib.evaluation import responses
 from surgery_lib.evaluation.damage import PARTS, Damage, Reference
 from surgery_lib.evaluation.statistics import Estimate, Paired, compare, proportion
 from surgery_lib.profile import Behaviour, EvaluationSettings
@@ -115,7 +115,7 @@ class Evaluator:
         self, model: PreTrainedModel, *, parts: Sequence[str] = PARTS, intervals: bool = True
     ) -> Evaluation:
         """Measure the model as it now is; fewer `parts` and no `intervals` make sweeps cheap."""
-        found = toxicity.evaluate(
+        found = responses.evaluate(
             model,
             self.tokenizer,
             self.prompts,
@@ -126,7 +126,7 @@ class Evaluator:
         )
         triggers = [row for row in found["rows"] if row["group"] in self.spec.trigger_groups]
         return Evaluation(
-            flags={s.name: toxicity.flags(triggers, s.name, threshold(s)) for s in self.scorers},
+            flags={s.name: responses.flags(triggers, s.name, threshold(s)) for s in self.scorers},
             groups=found["summary"],
             distinct=found["distinct"],
             damage=self.reference.compare(model, parts=parts, intervals=intervals),

@@ -15,7 +15,8 @@ from surgery_lib import scorers as scoring
 from surgery_lib.behaviour import Prompt
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation import responses as toxicity
+from surgery_lib.evaluation import responses
+from surgery_lib.evaluation.standard import against_standard
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.files import fingerprint
 from surgery_lib.models.generation import Engine, chat_prompt
@@ -195,10 +196,10 @@ def run(
         items: Prompts in place of the protocol's own data, such as the patient's.
         scorers: In place of the protocol's own; those may send text to a server.
         limit: Prompts to draw; recorded in the result.
-        options: Of `toxicity.evaluate`: path, key, seed, tokens_per_batch, progress.
+        options: Of `responses.evaluate`: path, key, seed, tokens_per_batch, progress.
 
     Returns:
-        What `toxicity.evaluate` returns, with the protocol's name and text, the number of prompts,
+        What `responses.evaluate` returns, with the protocol's name and text, the number of prompts,
         their fingerprint, and under `by` the second breakdown.
     """
     spec = protocol(name)
@@ -207,7 +208,7 @@ def run(
     chosen = list(items)[: limit or None] if items is not None else None
     if chosen is None:
         chosen = prompts(name, tokenizer, limit=limit)
-    result = toxicity.evaluate(
+    result = responses.evaluate(
         model,
         tokenizer,
         chosen,
@@ -222,7 +223,8 @@ def run(
         label, of = spec.also
         turned = [{**row, "group": of(row["id"])} for row in result["rows"]]
         by[label] = {
-            judge.name: toxicity.summarise(turned, judge.name, threshold(judge)) for judge in judges
+            judge.name: responses.summarise(turned, judge.name, threshold(judge))
+            for judge in judges
         }
     return {
         "protocol": name,
@@ -247,7 +249,7 @@ def against(
     """
     if base.get("prompts") != edited.get("prompts"):
         raise UserError("base and edited were run on different prompts; run both with one limit")
-    first, second = (toxicity.by_prompt(result["rows"], scorer) for result in (base, edited))
+    first, second = (responses.by_prompt(result["rows"], scorer) for result in (base, edited))
     groups: dict[str, list[str]] = {"all": list(first)}
     for row in base["rows"]:
         if row["sample"] == 0:
@@ -265,3 +267,27 @@ def against(
         ).as_dict()
         for group, ids in groups.items()
     }
+
+
+def payload(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What goes into the result file: every operation without completions and items.
+
+    Each protocol of an edited model carries its paired comparison with the base, by group.
+    """
+    found = {}
+    for name, result in results.items():
+        kept: dict[str, Any] = {"protocols": {}, "damage": result["damage"]}
+        for protocol, held in result["protocols"].items():
+            kept["protocols"][protocol] = {k: v for k, v in held.items() if k != "rows"}
+            base = results["base"]["protocols"].get(protocol)
+            if name != "base" and base is not None:
+                judged = (base, held, held["scorer"], held["threshold"])
+                kept["protocols"][protocol]["against_base"] = against(*judged)
+                if held["settings"]["samples"] > 1:
+                    kept["protocols"][protocol]["standard"] = against_standard(*judged)
+        kept["capability"] = {
+            task: {k: v for k, v in one.items() if k != "items"}
+            for task, one in result["capability"].items()
+        }
+        found[name] = kept
+    return found

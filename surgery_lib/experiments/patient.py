@@ -8,8 +8,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from surgery_lib.evaluation import capability
-from surgery_lib.evaluation import responses as toxicity
+from surgery_lib.evaluation import capability, responses
 from surgery_lib.evaluation.perplexity import perplexity
 from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.patient import classifier, tasks, world
@@ -89,7 +88,7 @@ def behaviours(
     rates = []
     for behaviour in world.BEHAVIOURS:
         prompts = _first(world.behaviour(behaviour, seed).prompts["test"], limit)
-        found = toxicity.evaluate(model, tokenizer, prompts, [], progress=False)["rows"]
+        found = responses.evaluate(model, tokenizer, prompts, [], progress=False)["rows"]
         for row, prompt in zip(found, prompts, strict=True):
             row["prompt"] = prompt.text
         completions[behaviour] = found

@@ -3,9 +3,6 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
-from surgery_lib.evaluation.statistics import compare, proportion
 from surgery_lib.report import paper
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value
@@ -25,51 +22,6 @@ PAPER: dict[tuple[str, str], tuple[int, str]] = {
     },
     **{("matrices", name): (11, name) for name in ("gate", "up", "down", "q", "k", "v", "o")},
 }
-
-
-def summarise(rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]) -> list[dict[str, Any]]:
-    """One line for each variant: draws put together, and paired with the chosen edit's `flags`.
-
-    `rate` has Wilson's interval for one edit; for several draws the mean and the range over them.
-    """
-    lines: dict[tuple[str, str, float | None], list[Mapping[str, Any]]] = {}
-    for row in rows:
-        lines.setdefault((row["question"], row["name"], row["x"]), []).append(row)
-    return [_line(key, held, chosen) for key, held in lines.items()]
-
-
-def _line(
-    key: tuple[str, str, float | None], rows: Sequence[Mapping[str, Any]], chosen: Sequence[int]
-) -> dict[str, Any]:
-    about = dict(zip(("question", "name", "x"), key, strict=True))
-    sound = [row for row in rows if "refused" not in row]
-    if not sound:
-        return {**about, "refused": rows[0]["refused"]}
-    flags = np.array([row["flags"] for row in sound], dtype=float)  # (draws, prompts)
-    rate = proportion(flags[0]).as_dict()
-    if len(sound) > 1:
-        shares = flags.mean(axis=1)
-        rate |= {"method": f"range over {len(sound)} draws"} | _span(shares)
-    pair = compare(np.asarray(chosen, dtype=float), flags.mean(axis=0))
-    contexts = [row["context_kl"] for row in sound if row["context_kl"] is not None]
-    distinct = [row["distinct"] for row in sound if row["distinct"] is not None]
-    return {
-        **about,
-        "draws": len(sound),
-        "rate": rate,
-        "perplexity_rise": _span([row["perplexity_rise"] for row in sound]),
-        "context_kl": float(np.mean(contexts)) if contexts else None,
-        "distinct": float(np.mean(distinct)) if distinct else None,
-        "against_chosen": {"difference": pair.difference, "p": pair.p},
-    }
-
-
-def _span(values: Any) -> dict[str, float]:
-    return {
-        "value": float(np.mean(values)),
-        "low": float(np.min(values)),
-        "high": float(np.max(values)),
-    }
 
 
 def table(lines: Sequence[Line], *, blocks: int, axis: str = "") -> str:

@@ -6,8 +6,6 @@ from typing import Any
 
 import pandas as pd
 
-from surgery_lib.evaluation import protocols
-from surgery_lib.evaluation.standard import against_standard
 from surgery_lib.report import paper
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value
@@ -26,30 +24,6 @@ WANTED = {"realtoxicity": -1, "toxigen": -1, "jailbreak": 1, "attitude": -1}
 MEASURES = {"toxigen": "ToxiGen, %", "rtp": "RTP, %"}
 ABILITIES = {"gsm8k": "GSM8K", "bbh": "BBH", "mmlu": "MMLU", "tydiqa": "TyDiQA"}
 SHORT = {"average": "average", "wikitext": "perplexity"}
-
-
-def plain(results: Mapping[str, Result]) -> dict[str, Any]:
-    """What goes into the result file: every operation without completions and items.
-
-    Each protocol of an edited model carries its paired comparison with the base, by group.
-    """
-    found = {}
-    for name, result in results.items():
-        kept: dict[str, Any] = {"protocols": {}, "damage": result["damage"]}
-        for protocol, held in result["protocols"].items():
-            kept["protocols"][protocol] = {k: v for k, v in held.items() if k != "rows"}
-            base = results["base"]["protocols"].get(protocol)
-            if name != "base" and base is not None:
-                judged = (base, held, held["scorer"], held["threshold"])
-                kept["protocols"][protocol]["against_base"] = protocols.against(*judged)
-                if held["settings"]["samples"] > 1:
-                    kept["protocols"][protocol]["standard"] = against_standard(*judged)
-        kept["capability"] = {
-            task: {k: v for k, v in one.items() if k != "items"}
-            for task, one in result["capability"].items()
-        }
-        found[name] = kept
-    return found
 
 
 def reading(

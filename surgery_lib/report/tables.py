@@ -5,8 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from surgery_lib.evaluation.evaluator import Evaluation, Evaluator
-from surgery_lib.evaluation.statistics import paired_bootstrap
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value, percent
 from surgery_lib.surgery.estimators import STARTED
@@ -41,27 +39,6 @@ def probes(rows: Sequence[Mapping[str, Any]]) -> str:
     return markdown_table(
         [*header, f"cosine of {' and '.join(STARTED.values())} with start"], lines
     )
-
-
-def variants(meter: Evaluator, readings: Mapping[str, Sequence[Evaluation]]) -> dict[str, Any]:
-    """Every variant's draws as plain numbers, each with its paired comparison to the base.
-
-    The first of the meter's scorers gives the headline `rate`; all of them are in `rates`.
-    """
-    names = [scorer.name for scorer in meter.scorers]
-    found: dict[str, Any] = {}
-    for variant, draws in readings.items():
-        found[variant] = {"draws": [_draw(meter, reading, names) for reading in draws]}
-    return {"scorers": names, "variants": found, "prompts": len(meter.prompts)}
-
-
-def _draw(meter: Evaluator, reading: Evaluation, names: Sequence[str]) -> dict[str, Any]:
-    numbers = reading.as_dict()
-    return numbers | {
-        "rates": numbers["rate"],
-        "rate": numbers["rate"][names[0]],
-        "against_base": {name: meter.against_base(reading, name).as_dict() for name in names},
-    }
 
 
 # What else a variant changes, as a column: how to read it off a draw, times what, decimals.
@@ -149,29 +126,6 @@ def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Itera
     yield f"{draw['distinct']['distinct_2']:.2f}" if draw["distinct"]["distinct_2"] else "-"
 
 
-def capability(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """Scores before and after, and the change of their mean with a paired bootstrap interval."""
-    changes, tests = [], {}
-    rng = np.random.default_rng(0)
-    for task in before:
-        first, second = (np.asarray(one[task]["items"], dtype=float) for one in (before, after))
-        tests[task] = paired_bootstrap(first, second).as_dict()
-        draws = rng.integers(len(first), size=(2000, len(first)))
-        changes.append((second - first)[draws].mean(axis=1))
-    mean = np.mean(changes, axis=0)
-    change = {
-        "value": float(np.mean([test["difference"] for test in tests.values()])),
-        "low": float(np.percentile(mean, 2.5)),
-        "high": float(np.percentile(mean, 97.5)),
-        "n": sum(test["n"] for test in tests.values()),
-    }
-    plain = [
-        {task: {k: v for k, v in one[task].items() if k != "items"} for task in one}
-        for one in (before, after)
-    ]
-    return {"base": plain[0], "edited": plain[1], "paired": tests, "change": change}
-
-
 def capability_table(result: Mapping[str, Any] | None) -> str:
     """Tasks before and after, the paired difference, and the average."""
     if not result:
@@ -234,11 +188,3 @@ def _change(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         return f"- The behaviour {verb} {values}."
     share = percent(abs(change) / before["value"], 0)
     return f"- The behaviour {verb} {values}, by {share} of what it was."
-
-
-def completions(readings: Mapping[str, Sequence[Evaluation]]) -> Iterator[dict[str, Any]]:
-    """Every completion of every variant, for a JSON-lines file."""
-    for variant, draws in readings.items():
-        for number, reading in enumerate(draws):
-            for row in reading.rows:
-                yield {"variant": variant, "draw": number, **row}

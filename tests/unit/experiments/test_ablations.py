@@ -20,6 +20,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation import statistics
 from surgery_lib.experiments.ablations import inside, material, questions, steering
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Variant
+from surgery_lib.experiments.ablations.lines import summarise
 from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.models import activations, layout
 from surgery_lib.report import ablation_figures, ablation_findings, ablation_tables
@@ -116,7 +117,7 @@ def test_every_question_is_answered_undone_and_put_into_words(
     result: dict[str, Any] = {
         "base": one.meter.base.rate(one.scorer).as_dict(),
         "layer": one.chosen.layer,
-        "lines": {name: ablation_tables.summarise(held, flags) for name, held in rows.items()},
+        "lines": {name: summarise(held, flags) for name, held in rows.items()},
     }
     result["gates"] = inside.gates(one)
     result["cosines"] = inside.cosines(one, study)
@@ -249,7 +250,7 @@ def test_what_cannot_be_done_is_said_and_not_left_out(bench: tuple[Bench, Study]
     variant = Variant("matrices", "nothing", lambda: one.edit(torch.tensor([]), torch.ones(32)))
     (row,) = one.measure([variant])
     assert "rows" in row["refused"]
-    (line,) = ablation_tables.summarise([row], [0] * 6)
+    (line,) = summarise([row], [0] * 6)
     assert row["refused"] in ablation_tables.table([line], blocks=3)
     with pytest.raises(UserError, match="cannot be ranked"):
         one.rows(ranking="feeling")

@@ -14,7 +14,7 @@ from surgery_lib import scorers
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, statistics
-from surgery_lib.evaluation.protocols import PROTOCOLS
+from surgery_lib.evaluation.protocols import PROTOCOLS, payload
 from surgery_lib.experiments.protocols import (
     BY_ROLE,
     PATIENT,
@@ -98,7 +98,7 @@ def test_every_operation_of_the_paper_and_every_table(
     assert set(results["more jailbreak"]["protocols"]) == set(BY_ROLE["jailbreak"])
     assert set(results[names[-1]]["protocols"]) == {"realtoxicity", "toxigen", "attitude"}
 
-    plain = protocol_tables.plain(results)
+    plain = payload(results)
     table = protocol_tables.overview(plain)
     for protocol in PROTOCOLS:
         assert f"| {protocol} |" in table

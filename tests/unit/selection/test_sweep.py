@@ -13,6 +13,7 @@ from surgery_lib.behaviour import BehaviourData, Example, Prompt
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.evaluation.statistics import Estimate
+from surgery_lib.evaluation.variants import capability_change, variants
 from surgery_lib.models import layout
 from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings, Profile
 from surgery_lib.report import tables
@@ -216,7 +217,7 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     assert same.perplexity_rise == 0
     assert same.damage.first_token_kl is not None and same.damage.first_token_kl.value == 0
     assert gauge.against_base(same, "vowels").difference == 0
-    result = tables.variants(gauge, {"base": [gauge.base], "edited": [same]})
+    result = variants(gauge, {"base": [gauge.base], "edited": [same]})
     assert result["variants"]["edited"]["draws"][0]["against_base"]["vowels"]["p"] == 1
     assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
 
@@ -239,7 +240,7 @@ def test_capability_change_is_the_mean_over_tasks() -> None:
     before["b"] = {"metric": "acc", "value": 1.0, "items": [1, 1, 1, 1]}
     after = {"a": {"metric": "acc", "value": 1.0, "items": [1, 1]}}
     after["b"] = {"metric": "acc", "value": 0.75, "items": [1, 1, 1, 0]}
-    change = tables.capability(before, after)["change"]
+    change = capability_change(before, after)["change"]
     assert change["value"] == pytest.approx((0.5 - 0.25) / 2)
     assert change["low"] <= change["value"] <= change["high"]
 
