@@ -115,7 +115,7 @@ def _verbatim(text: str) -> str:
 
 
 def _figure(encoded: str, source: str, keep: Keep) -> str:
-    names = re.findall(r"""(?:path\("figures"\)|save_figure\(.*?), f?"([^"]+)"\)""", source)
+    names = re.findall(r"""save_figure\(.*?, f?"([^"]+)"\)""", source)
     text = caption(names[-1]) if names else "Figure of the cell above"
     try:
         address = keep(smaller(base64.b64decode(encoded)))
