@@ -77,7 +77,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class SideBySide:
     """Both continuations of one prompt, and the mean KL(base ‖ edited) in nats a token."""
 
     base: Side
@@ -168,7 +168,7 @@ class Explorer:
         return generation.chat_prompt(self.tokenizer, prompt) if writing.chat else prompt
 
     @torch.inference_mode()
-    def compare(self, prompt: str, edit: Edit, writing: Writing | None = None) -> Comparison:
+    def compare(self, prompt: str, edit: Edit, writing: Writing | None = None) -> SideBySide:
         """Continue `prompt` without and with the edit; the model is left as it was.
 
         Both texts are scored token by token by the base's hidden states at the probe's layer, one
@@ -184,7 +184,7 @@ class Explorer:
             edited_logits = self._logprobs(ids, start)
         kl = first_token_kl(base_logits, edited_logits)
         probe = self.probes[edit.direction]
-        return Comparison(
+        return SideBySide(
             self._side(prompt, before, probe, writing),
             self._side(prompt, after, probe, writing),
             float(np.mean(kl)) if len(kl) else 0.0,

@@ -2,13 +2,13 @@
 
 import html
 
-from surgery_lib.experiments.explore import Comparison, Side
+from surgery_lib.experiments.explore import Side, SideBySide
 
 WARM, COOL = "213,94,0", "0,114,178"  # of the figures' palette: towards the behaviour, and away
 GREEN, RED = "#00694e", "#b00020"  # within the budget, beyond it; readable on white
 
 
-def render(comparison: Comparison, prompt: str, caption: str, budget: float | None = None) -> str:
+def render(comparison: SideBySide, prompt: str, caption: str, budget: float | None = None) -> str:
     """The comparison as HTML that needs nothing from anywhere, on light and dark pages alike.
 
     With a `budget`, in nats a token, the divergence says by colour and word whether it is within.

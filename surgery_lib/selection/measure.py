@@ -19,7 +19,7 @@ from surgery_lib.surgery import Surgery
 
 
 @dataclass(frozen=True)
-class Measured:
+class Change:
     """Shares of prompts that show the behaviour, paired difference, and damage elsewhere."""
 
     before: Mapping[str, Any]
@@ -55,7 +55,7 @@ def measure_surgery(
     *,
     scorer: Scorer | None = None,
     max_new_tokens: int = 20,
-) -> Measured:
+) -> Change:
     """Measure a surgery on every prompt; damage on the negative texts, as harmless prose.
 
     `positive` and `negative` teach the scorer where none is given. The model is left unedited.
@@ -87,7 +87,7 @@ def measure_surgery(
     meter = Evaluator(model, tokenizer, data, spec, settings, [scorer], split="test", prompts=0)
     with surgery.applied(model):
         after = meter.read(model)
-    return Measured(
+    return Change(
         before=meter.base.rate(scorer.name).as_dict(),
         after=after.rate(scorer.name).as_dict(),
         difference=meter.against_base(after, scorer.name),
