@@ -207,7 +207,7 @@ def _transfer(result: Result, _question: str, _axis: str) -> Figure:
         low, high = ([reading[key] for reading in readings] for key in ("low", "high"))
         axes.fill_between(layers, low, high, color=CYCLE[number], alpha=0.15, linewidth=0)
     axes.axhline(0.5, color=INK["grey"], linestyle=":", linewidth=1.5, label="chance")
-    axes.set(xlabel="layer of the probe", ylabel="ROC AUC on validation texts")
+    axes.set(xlabel="layer of the probe", ylabel="ROC AUC, validation")
     below(figure, axes)
     return figure
 

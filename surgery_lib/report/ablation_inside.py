@@ -22,7 +22,7 @@ def transfer(result: Result) -> Finding:
     erased = last["refitted"]["high"] < last["before"]["low"]
     moved = last["frozen"]["high"] < last["before"]["low"]
     # What a probe of a model that learnt nothing reads, the texts' words give away by themselves.
-    floor = last.get("untrained", last["before"])  # TEMPORARY
+    floor = last["untrained"]
     headline = "The behaviour is suppressed, not erased: a refitted probe still reads it"
     if erased:
         headline = "A refitted probe reads the behaviour less well than before"
@@ -43,7 +43,7 @@ def transfer(result: Result) -> Finding:
         f"{_auc(last['refitted'])} (cosine with the old direction {last['cosine']:.2f}); that "
         f"of an untrained model of the same shape has {_auc(floor)}. At layer {at['layer']}: "
         f"{_auc(at['before'])}, {_auc(at['frozen'])}, {_auc(at['refitted'])}; untrained "
-        f"{_auc(at.get('untrained', at['before']))}."
+        f"{_auc(at['untrained'])}."
     )
     return headline, text
 
