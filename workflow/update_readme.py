@@ -195,12 +195,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "standard-real": lambda: kept("real-text/tables/standard.md"),
     "task-changes": lambda: kept("patient/tables/capability_changes.md"),
     "task-changes-real": lambda: kept("real-text/tables/capability_changes.md"),
-    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_context_kl.md"),
-    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_context_kl.md"),
+    "compare-patient": lambda: kept("patient/toxicity/seed0/tables/compare_both.md"),
+    "compare-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_both.md"),
     "compare-real": lambda: kept("real-text/toxicity/seed0/tables/compare_both.md"),
     "methods": methods,
     "against-paper": against_paper,
-    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_context_kl.md"),
+    "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_both.md"),
+    "paired-patient": lambda: paired(
+        PATIENT, "surgery", "dpo", "surgery_covariance", "ridge_ablation", "surgery_paper"
+    ),
+    "damage-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_damage.md"),
     "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_both.md"),
     "real-text": lambda: tables.summary(result("real-text/toxicity/seed0/evaluation.json")),
 }

@@ -102,23 +102,20 @@ def paired_table(
 def against_paper_table(studies: Mapping[str, Mapping[str, Any]]) -> str:
     """Study → result of notebook 05, as rows: both forms and their difference at every budget.
 
-    Both measures of damage are held at once; one at a time in results of before that was done.
+    Both measures of damage are held at once.
     """
-    lines = []
-    for study, result in studies.items():
-        pairs = result["against_paper"]
-        for measure in [BOTH] if BOTH in pairs else pairs:
-            for pair in pairs[measure]:
-                lines.append(
-                    [
-                        study,
-                        f"{measure_name(measure)} ≤ {pair['budget']}",
-                        f"{100 * pair['edited']:.1f}",
-                        f"{100 * pair['base']:.1f}",
-                        shown({**pair, "value": pair["difference"]}),
-                        str(pair["n"]),
-                    ]
-                )
+    lines = [
+        [
+            study,
+            f"{measure_name(BOTH)} ≤ {pair['budget']}",
+            f"{100 * pair['edited']:.1f}",
+            f"{100 * pair['base']:.1f}",
+            shown({**pair, "value": pair["difference"]}),
+            str(pair["n"]),
+        ]
+        for study, result in studies.items()
+        for pair in result["against_paper"][BOTH]
+    ]
     header = ["study", "budget", "recommended, %", "the paper's, %", "difference, points", "n"]
     return markdown_table(header, lines)
 
