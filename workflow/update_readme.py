@@ -164,7 +164,8 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
     "paired-smollm2": lambda: paired(
-        SMOLLM2, "surgery_covariance", "dpo", "caa", "surgery_paper", "surgery", "lora"
+        SMOLLM2,
+        *("surgery_covariance", "dpo", "caa", "ridge_ablation", "surgery_paper", "surgery", "lora"),
     ),
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0", "surgery", "dpo", "caa", "ablation", "surgery_covariance"
