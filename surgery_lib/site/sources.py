@@ -15,6 +15,7 @@ WRITTEN_BY = {
     "standard": "07_protocols",
     "capability_changes": "07_protocols",
     "by_group": "07_protocols",
+    "verdict": "07_protocols",
     "paper_tables": "07_protocols",
     "fingerprint": "08_fingerprint",
     "drift": "09_drift",
