@@ -222,6 +222,18 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
 
 
+def test_the_profile_says_whether_windows_start_with_the_start_token(tiny: Any) -> None:
+    model, tokenizer = tiny
+    found = [
+        Evaluator(
+            *(model, tokenizer, data(), SPEC, EvaluationSettings(window=16, bos=bos), [Vowels()]),
+            split="validation",
+        ).base.damage.perplexity.value
+        for bos in (True, False)
+    ]
+    assert found[0] != found[1]
+
+
 @pytest.mark.parametrize(("kind", "quoted"), [("file", True), ("patient", True), ("hub", False)])
 def test_prompts_are_quoted_unless_a_hub_holds_them(tiny: Any, kind: str, quoted: bool) -> None:
     gauge = meter(*tiny)
