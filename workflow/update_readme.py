@@ -168,7 +168,8 @@ TABLES: dict[str, Callable[[], str]] = {
         *("surgery_covariance", "dpo", "caa", "ridge_ablation", "surgery_paper", "surgery", "lora"),
     ),
     "paired-real": lambda: paired(
-        "real-text/toxicity/seed0", "surgery", "dpo", "caa", "ablation", "surgery_covariance"
+        "real-text/toxicity/seed0",
+        *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),
     ),
     "compare-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_both.md"),
     "paired-gemma": lambda: paired("gemma3-270m/toxicity/seed0", "surgery_covariance", "caa"),
