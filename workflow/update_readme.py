@@ -22,7 +22,6 @@ from surgery_lib.report import (
     advice,
     asked,
     diagnostics,
-    protocol_tables,
     tables,
 )
 from surgery_lib.report.style import markdown_table
@@ -190,7 +189,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "profile-fields": profile_fields,
     "public-api": public_api,
     "questions": questions,
-    "verdict": lambda: protocol_tables.verdict(result("patient/protocols.json")["results"]),
+    "verdict": lambda: kept("patient/tables/verdict.md"),
     "protocols": lambda: kept("patient/tables/protocols.md"),
     "protocols-real": lambda: kept("real-text/tables/protocols.md"),
     "standard": lambda: kept("patient/tables/standard.md"),

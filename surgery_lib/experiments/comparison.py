@@ -68,7 +68,7 @@ def labelled(data: BehaviourData, groups: Sequence[str], count: int, seed: int =
 def checked(methods: Sequence[str] | str) -> list[str]:
     """Names of methods, all of them for "all". UserError for an unknown one."""
     names = list(BASELINES if methods == "all" else methods)
-    for name in set(names) - set(BASELINES):
+    for name in (one for one in names if one not in BASELINES):
         raise UserError(f"there is no method {name!r}; {closest(name, BASELINES)}")
     return names
 

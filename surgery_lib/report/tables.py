@@ -54,7 +54,8 @@ def summary(result: Mapping[str, Any]) -> str:
     """The README's table: a line a variant, the draws of a control as their range.
 
     Behind every scorer's rate stands its p against the base, paired and not corrected. The share
-    of answers that came to an end and their variety stand for the quality of what is written.
+    of answers that came to an end and their variety stand for the quality of what is written, over
+    the prompts of all groups.
     """
     lines = []
     for name, variant in result["variants"].items():
@@ -70,7 +71,8 @@ def summary(result: Mapping[str, Any]) -> str:
         lines.append([name.replace("_", " "), *rates, first, *changes])
     n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
     columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
-    return markdown_table(["variant", *columns, "perplexity", *CHANGES], lines)
+    table = markdown_table(["variant", *columns, "perplexity", *CHANGES], lines)
+    return f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts.\n"
 
 
 def _spread(
@@ -92,9 +94,9 @@ def _rates(draws: Sequence[Mapping[str, Any]], scorer: str, base: bool) -> str:
     if len(draws) == 1:
         p = "" if base else f", p {p_value(draws[0]['against_base'][scorer]['p'])}"
         return shown(draws[0]["rates"][scorer]) + p
-    shares = sorted(100 * draw["rates"][scorer]["value"] for draw in draws)
-    ends = dict.fromkeys((f"{shares[0]:.1f}", f"{shares[-1]:.1f}"))
-    return f"{' to '.join(ends)} ({len(draws)} draws)"
+    return (
+        f"{_spread(draws, lambda one: one['rates'][scorer]['value'], 100, 1)} ({len(draws)} draws)"
+    )
 
 
 def evaluation(result: Mapping[str, Any]) -> str:

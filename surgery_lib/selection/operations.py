@@ -82,7 +82,8 @@ def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
     as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
     would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
     behaviour than before. An edit with a direction for every block (the covariance rule) keeps its
-    rows: its step is small enough for first order to hold.
+    rows, those that to first order do most either way; the quick study's control "inverted
+    direction" is that edit, and shows no change on SmolLM2.
     """
     about = {**surgery.about, "inverse": True}
     if surgery.direction.dim() == 2:

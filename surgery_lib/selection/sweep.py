@@ -175,7 +175,8 @@ def by_damage(
             def share(strength: float, group: Point = group) -> float:
                 damage = partial(meter.reference.compare, model, intervals=False)
                 with table.surgery(model, replace(group, strength=strength)).applied(model):
-                    inside = _value(damage(parts=["context"]).context_kl)
+                    limited = budget.context_kl is not None
+                    inside = _value(damage(parts=["context"]).context_kl) if limited else None
                     # Clean text takes longest, and no longer matters beyond the other budget.
                     over = spent_of(0.0, inside, budget) > 1
                     rise = 0.0 if over else damage(parts=["perplexity"]).perplexity_rise
