@@ -232,6 +232,7 @@ def _gates(result: Result, _question: str, _axis: str) -> Figure:
                 )
         axes.axvline(0, color=INK["grey"], linestyle=":", linewidth=1.5)
         axes.set(xlabel=f"mean activation of {rows} gates")
+        axes.locator_params(axis="x", nbins=4)
     panels[0].set_yticks(range(len(kinds)), kinds)
     panels[0].invert_yaxis()
     below(figure, panels[0])

@@ -74,7 +74,7 @@ def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scor
                 value, error = error_bars(rate(name, budget))
                 colour = INK["red"] if name.startswith(SURGERY) else INK["blue"]
                 axes.errorbar(value, row, xerr=error, fmt="o", color=colour, capsize=2)
-        axes.set_title(f"{measure_name(measure)} ≤ {budget}")
+        axes.set_title(f"{measure_name(measure)}\n≤ {budget} nats")
     panels[0].set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     panels[0].set_ylim(len(names) - 0.4, -0.6)
     from_zero(panels[0], "x")
