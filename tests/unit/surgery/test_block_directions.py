@@ -12,6 +12,7 @@ from surgery_lib import checkpoint
 from surgery_lib.checkpoint import adapter
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
+from surgery_lib.selection import operations
 from surgery_lib.surgery import Surgery, region
 
 BLOCKS = 3
@@ -93,3 +94,18 @@ def test_wrong_numbers_of_directions_are_refused() -> None:
     hole[1] = 0
     with pytest.raises(UserError, match="zero or not finite"):
         Surgery.build(model, torch.arange(3), hole, 1.0)
+
+
+def test_the_inverse_moves_the_same_rows_the_other_way() -> None:
+    model = build("llama")
+    edit = plan(model)
+    turned = operations.inverse(model, edit)
+    before = [entry.weight.clone() for entry in layout.weight_rows(model)]
+    with edit.applied(model):
+        there = [entry.weight.clone() for entry in layout.weight_rows(model)]
+    with turned.applied(model):
+        back = [entry.weight.clone() for entry in layout.weight_rows(model)]
+    assert any(not torch.equal(a, b) for a, b in zip(before, there, strict=True))
+    for start, one, other in zip(before, there, back, strict=True):
+        torch.testing.assert_close(one - start, start - other)
+    assert turned.about["inverse"] and "inverse" not in edit.about
