@@ -127,6 +127,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     readings = {"base": 0.5, "edited": 0.1, "random_direction": 0.4}
     evaluation = {
         "scorers": ["exact"],
+        "prompts": 100,
         "variants": {name: {"draws": [draw(one, 10.5)]} for name, one in readings.items()},
     }
     example = {"prompt": "You there,", "before": RUDE, "after": KIND}
