@@ -32,6 +32,7 @@ from surgery_lib.report import (
     retrieval,
 )
 from surgery_lib.report.covariance import leverage
+from surgery_lib.selection.outcome import Outcome, Reading
 from surgery_lib.study.study import unwrap
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
@@ -53,7 +54,7 @@ def of_region(result: Result) -> Drawn:
 
 
 def of_surgery(result: Result) -> Drawn:
-    if len(result["sieve"]) > 1:
+    if len(result["sieve"]) > 1 and "sieve_base" in result:  # it was not always kept
         yield "sieve", lambda: figures.screening(result)
     yield "frontier", lambda: figures.frontier(result)
 
@@ -65,7 +66,8 @@ def of_evaluation(result: Result) -> Drawn:
 
 
 def of_comparison(result: Result) -> Drawn:
-    outcomes, base = result["outcomes"], result["base"]
+    outcomes = [Outcome.read(one) for one in result["outcomes"]]
+    base = Reading.read(result["base"])
     if "start" in result:  # results of before it was kept have their fronts from the notebook alone
         for measure in compare.MEASURES:
             drawn = partial(comparison.pareto, outcomes, result["start"], measure)

@@ -25,6 +25,7 @@ from surgery_lib.report import (
     tables,
 )
 from surgery_lib.report.style import markdown_table
+from surgery_lib.selection.outcome import Outcome
 from surgery_lib.study.study import unwrap
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -122,7 +123,8 @@ def against_paper() -> str:
 def paired(study: str, *names: str) -> str:
     """What methods of a comparison take away, and the first less the others."""
     compared = result(f"{study}/comparison.json")
-    return advice.paired_table(compared["outcomes"], names, "both", compared["scorer"])
+    outcomes = [Outcome.read(one) for one in compared["outcomes"]]
+    return advice.paired_table(outcomes, names, "both", compared["scorer"])
 
 
 def diagnosed(study: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
+from surgery_lib.selection.outcome import Outcome, Reached, Reading, Spent
 from surgery_lib.selection.trials import BOTH, HELD, MEASURES, Trial, best_at
 from surgery_lib.selection.unsearched import by_damage
 from surgery_lib.study import Study
@@ -102,7 +103,7 @@ class Comparison:
         self.refusal = [scorers.build({"kind": "refusal"})]
         self.tasks: Capability = study.profile.evaluation.capability
 
-    def outcome(self, name: str, data: TrainingData) -> dict[str, Any]:
+    def outcome(self, name: str, data: TrainingData) -> Outcome:
         """Search, points at the budgets, test readings and cost of one method."""
         path = self.study.path(f"compare/{name}.json")
         key = files.fingerprint(
@@ -117,16 +118,14 @@ class Comparison:
         if path.is_file():
             held = files.read_json(path)
             if held.get("key") == key:
-                found: dict[str, Any] = held["outcome"]
-                return found
-        outcome = files.loads(files.dumps(self._measure(name, data)))
-        files.write_json(path, {"key": key, "outcome": outcome})
-        return dict(outcome)
+                return Outcome.read(held["outcome"])
+        files.write_json(path, {"key": key, "outcome": self._measure(name, data).as_dict()})
+        return Outcome.read(files.read_json(path)["outcome"])
 
     def _plan(self, name: str) -> Plan:
         return replace(self.plan, trials=0) if name in self.unsearched else self.plan
 
-    def _measure(self, name: str, data: TrainingData) -> dict[str, Any]:
+    def _measure(self, name: str, data: TrainingData) -> Outcome:
         baseline, plan = BASELINES[name], self._plan(name)
         torch.manual_seed(self.study.seed)
         with peak_memory() as peak:
@@ -153,23 +152,22 @@ class Comparison:
                 self.model, baseline, fitted, measures=MEASURES, budgets=BUDGETS, **options
             )
         points = self._points(fitted, trials, searched=bool(plan.trials))
-        knobs = next((p["knobs"] for p in points), dict(trials[0].knobs))
+        knobs = next((point.knobs for point in points), trials[0].knobs)
         rest = {knob: value for knob, value in knobs.items() if knob != "strength"}
-        return {
-            "name": name,
-            "searched": bool(plan.trials),
-            "kind": baseline.kind,
-            # Of a form whose probe is trained from a random start: how much of it is left.
-            "start": dict(getattr(fitted, "start", {})),
-            "trials": [asdict(trial) for trial in trials],
-            "points": points,
-            "cost": {
+        return Outcome(
+            name=name,
+            kind=baseline.kind,
+            points=points,
+            trials=trials,
+            cost=Spent(
                 **asdict(fitted.cost(**rest)),
-                "fit_seconds": seconds,
-                "fit_memory": peak[0],
-                "latency": self._latency(fitted, knobs),
-            },
-        }
+                fit_seconds=seconds,
+                fit_memory=peak[0],
+                latency=self._latency(fitted, knobs),
+            ),
+            searched=bool(plan.trials),
+            start=dict(getattr(fitted, "start", {})),
+        )
 
     def _behaviour(self, changed: Any) -> float:
         reading = self.validation.read(changed, parts=(), intervals=False)
@@ -182,11 +180,9 @@ class Comparison:
         found = {"first_token_kl": damage.first_token_kl, "context_kl": damage.context_kl}
         return {name: one.value for name, one in found.items() if one is not None}
 
-    def _points(
-        self, fitted: Fitted, trials: Sequence[Trial], *, searched: bool
-    ) -> list[dict[str, Any]]:
+    def _points(self, fitted: Fitted, trials: Sequence[Trial], *, searched: bool) -> list[Reached]:
         """For each way of holding a budget the best trial, read on test; each trial once."""
-        readings: dict[int, dict[str, Any]] = {}
+        readings: dict[int, Reading] = {}
         points = []
         for held, measures in HELD.items():
             for budget, trial in best_at(trials, measures, BUDGETS, searched=searched).items():
@@ -194,29 +190,26 @@ class Comparison:
                     continue
                 if trial.number not in readings:
                     readings[trial.number] = self._read(fitted, trial)
-                point = {"measure": held, "budget": budget, **readings[trial.number]}
+                found = asdict(readings[trial.number])
                 if held == BOTH and budget == BUDGETS[1]:
-                    point["capability"] = self._capability(fitted, trial.knobs)
-                points.append(point)
+                    found["capability"] = self._capability(fitted, trial.knobs)
+                found |= {"trial": trial.number, "knobs": dict(trial.knobs)}
+                points.append(Reached(measure=held, budget=budget, **found))
         return points
 
-    def _read(self, fitted: Fitted, trial: Trial) -> dict[str, Any]:
+    def _read(self, fitted: Fitted, trial: Trial) -> Reading:
         with fitted.applied(self.model, **trial.knobs) as changed:
-            found = self.reading(self.test.read(changed), changed)
-        return {"trial": trial.number, "knobs": dict(trial.knobs), **found}
+            return self.reading(self.test.read(changed), changed)
 
-    def reading(self, reading: Evaluation, model: Any) -> dict[str, Any]:
-        """A test reading as plain numbers, with the flags that paired tests need.
-
-        `twins` holds the refusals of harmless requests, where the behaviour is giving in.
-        """
+    def reading(self, reading: Evaluation, model: Any) -> Reading:
+        """A test reading as plain numbers, with the flags that paired tests need."""
         names = [scorer.name for scorer in self.test.scorers]
-        return {
-            "twins": self._twins(model),
-            "test": reading.as_dict(),
-            "against_base": {n: self.test.against_base(reading, n).as_dict() for n in names},
-            "flags": {n: reading.flags[n].astype(int).tolist() for n in names},
-        }
+        return Reading(
+            twins=self._twins(model),
+            test=reading.as_dict(),
+            against_base={n: self.test.against_base(reading, n).as_dict() for n in names},
+            flags={n: reading.flags[n].astype(int).tolist() for n in names},
+        )
 
     def _twins(self, model: Any) -> dict[str, Any] | None:
         """Share of harmless requests that are refused; None where refusing is not the other side.
@@ -237,11 +230,11 @@ class Comparison:
         flags = responses.flags(found["rows"], self.refusal[0].name)
         return {**proportion(flags).as_dict(), "flags": flags.astype(int).tolist()}
 
-    def base(self) -> dict[str, Any]:
+    def base(self) -> Reading:
         """The unedited model on the test split."""
         found = self.reading(self.test.base, self.model)
         if self.plan.capability and self.tasks.tasks:
-            found["capability"] = self._tasks(self.model)
+            found = replace(found, capability=self._tasks(self.model))
         return found
 
     def _capability(self, fitted: Fitted, knobs: Mapping[str, Any]) -> dict[str, float] | None:

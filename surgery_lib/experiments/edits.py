@@ -25,6 +25,7 @@ from surgery_lib.experiments import shelf
 from surgery_lib.experiments.comparison import BUDGETS, checked, labelled
 from surgery_lib.models import activations
 from surgery_lib.scorers.base import Scorer
+from surgery_lib.selection.outcome import Outcome
 from surgery_lib.selection.trials import BOTH
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery
@@ -159,10 +160,9 @@ class _Bench:
         """
         found = {knob: value.default for knob, value in BASELINES[name].knobs.items()}
         if self.study.path("comparison.json").is_file():
-            outcomes = self.study.read_json("comparison.json")["outcomes"]
-            for point in (p for own in outcomes if own["name"] == name for p in own["points"]):
-                if (point["measure"], point["budget"]) == (BOTH, BUDGETS[1]):
-                    found |= {k: v for k, v in point["knobs"].items() if k in found}
+            compared = map(Outcome.read, self.study.read_json("comparison.json")["outcomes"])
+            for point in (one.at(BOTH, BUDGETS[1]) for one in compared if one.name == name):
+                found |= {k: v for k, v in (point.knobs if point else {}).items() if k in found}
         return {knob: value for knob, value in found.items() if knob != "strength"}
 
 

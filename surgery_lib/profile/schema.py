@@ -146,6 +146,9 @@ class Region(Section):
     rules: tuple[Literal["cosine", "cosine_gain", "effect", "covariance"], ...] = Field(
         ("cosine",), min_length=1, description="scores to rank by; the paper: cosine"
     )
+    layers: Literal["all"] | tuple[int, ...] = Field(
+        "all", description="of the fitted probes, those at these layers are tried in the search"
+    )
     fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )

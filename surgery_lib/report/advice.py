@@ -6,14 +6,15 @@ from typing import Any
 from surgery_lib.evaluation.statistics import compare, holm
 from surgery_lib.report.comparison import (
     SURGERY,
-    Outcome,
     at_budget,
+    budgets_of,
     edits_weights,
     infers_only,
     measure_name,
 )
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value
+from surgery_lib.selection.outcome import Outcome, Reached, Reading
 from surgery_lib.selection.trials import BOTH
 
 PAPER = "surgery_paper"
@@ -32,17 +33,12 @@ NEEDS: dict[str, Callable[[Outcome], bool]] = {
     "no gradients: inference only": infers_only,
     "no gradients, and an ordinary checkpoint": lambda one: edits_weights(one) and infers_only(one),
     "the weights left as they are": lambda one: not edits_weights(one),
-    "no extra passes while generating": lambda one: not one["cost"]["extra_forwards"],
+    "no extra passes while generating": lambda one: not one.cost.extra_forwards,
 }
 
 
-def budgets_of(outcomes: Sequence[Outcome]) -> list[float]:
-    """Every budget that some method has a point at."""
-    return sorted({point["budget"] for one in outcomes for point in one["points"]})
-
-
 def placed(
-    points: Mapping[str, Outcome], name: str, among: Collection[str], scorer: str
+    points: Mapping[str, Reached], name: str, among: Collection[str], scorer: str
 ) -> dict[str, list[str]]:
     """The other methods: `less` of the behaviour than the named one, `level`, or `more`.
 
@@ -50,7 +46,7 @@ def placed(
     """
     found: dict[str, list[str]] = {"less": [], "level": [], "more": []}
     others = [other for other in among if other != name]
-    pairs = [compare(points[name]["flags"][scorer], points[o]["flags"][scorer]) for o in others]
+    pairs = [compare(points[name].flags[scorer], points[o].flags[scorer]) for o in others]
     for other, pair, apart in zip(others, pairs, holm([p.p for p in pairs]), strict=True):
         place = ("less" if pair.difference < 0 else "more") if apart else "level"
         found[place].append(other.replace("_", " "))
@@ -63,7 +59,7 @@ def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> lis
     for budget in budgets_of(outcomes):
         points = at_budget(outcomes, measure, budget)
         if SURGERY in points and PAPER in points:
-            pair = compare(points[PAPER]["flags"][scorer], points[SURGERY]["flags"][scorer])
+            pair = compare(points[PAPER].flags[scorer], points[SURGERY].flags[scorer])
             found.append({"budget": budget, **pair.as_dict()})
     return found
 
@@ -77,13 +73,13 @@ def paired_table(
     """
     budgets = budgets_of(outcomes)
 
-    def cell(points: Mapping[str, Outcome], name: str, other: str) -> str:
+    def cell(points: Mapping[str, Reached], name: str, other: str) -> str:
         if name not in points or other not in {*points, NOTHING}:
             return "-"
         if other == NOTHING:
-            pair = points[name]["against_base"][scorer]
+            pair = points[name].against_base[scorer]
         else:
-            flags = points[other]["flags"][scorer], points[name]["flags"][scorer]
+            flags = points[other].flags[scorer], points[name].flags[scorer]
             pair = compare(*flags).as_dict()
         return f"{shown({**pair, 'value': pair['difference']})}, p {p_value(pair['p'])}"
 
@@ -120,7 +116,7 @@ def against_paper_table(studies: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(header, lines)
 
 
-def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
+def closing(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> str:
     """Where surgery wins and where it loses, at each budget, in words made from the numbers."""
     lines = []
     for budget in budgets_of(outcomes):
@@ -131,8 +127,8 @@ def closing(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: st
             continue
         others = placed(points, SURGERY, points, scorer)
         lines.append(
-            f"- At {where} surgery leaves {shown(points[SURGERY]['test']['rate'][scorer])} % of "
-            f"{shown(base['test']['rate'][scorer])} %. "
+            f"- At {where} surgery leaves {shown(points[SURGERY].rate(scorer))} % of "
+            f"{shown(base.rate(scorer))} %. "
             f"Better (paired tests, Holm over {len(points) - 1}): "
             f"{', '.join(others['less']) or 'none'}. Not told apart: "
             f"{', '.join(others['level']) or 'none'}. Worse: {', '.join(others['more']) or 'none'}."
@@ -151,16 +147,16 @@ def guide(outcomes: Sequence[Outcome], measure: str, budget: float, scorer: str)
     The controls are left out. Methods that reach no point within the budget cannot be named.
     """
     points = at_budget(outcomes, measure, budget)
-    methods = {one["name"]: one for one in outcomes if one["name"] not in CONTROLS}
+    methods = {one.name: one for one in outcomes if one.name not in CONTROLS}
     lines = []
     for need, fits in NEEDS.items():
         names = [name for name in points if name in methods and fits(methods[name])]
-        names.sort(key=lambda name: points[name]["test"]["rate"][scorer]["value"])
+        names.sort(key=lambda name: points[name].rate(scorer)["value"])
         if not names:
             lines.append([need, "none within the budget", "", ""])
             continue
         level = placed(points, names[0], names, scorer)["level"]
-        rate = shown(points[names[0]]["test"]["rate"][scorer])
+        rate = shown(points[names[0]].rate(scorer))
         lines.append([need, names[0].replace("_", " "), rate, ", ".join(level) or "none"])
     header = ["what is needed", "leaves least", "behaviour left, %", "not told apart from it"]
     return markdown_table(header, lines) + NOTE

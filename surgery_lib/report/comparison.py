@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 from surgery_lib.evaluation.statistics import holm
 from surgery_lib.report.comparison_notes import notes
 from surgery_lib.report.fronts import SURGERY as SURGERY
-from surgery_lib.report.fronts import Outcome as Outcome
 from surgery_lib.report.fronts import edits_weights as edits_weights
 from surgery_lib.report.fronts import front as front
 from surgery_lib.report.fronts import infers_only as infers_only
@@ -18,42 +17,35 @@ from surgery_lib.report.fronts import measure_name as measure_name
 from surgery_lib.report.fronts import pareto as pareto
 from surgery_lib.report.style import INK, WIDTH, error_bars, from_zero, markdown_table, percent
 from surgery_lib.report.style import interval as shown
+from surgery_lib.selection.outcome import Outcome, Reached, Reading
 from surgery_lib.selection.trials import HELD
 
 
-def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, Outcome]:
+def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, Reached]:
     """Method → its point at one budget; methods that reach none are left out."""
-    return {
-        outcome["name"]: point
-        for outcome in outcomes
-        for point in outcome["points"]
-        if point["measure"] == measure and point["budget"] == budget
-    }
+    found = {outcome.name: outcome.at(measure, budget) for outcome in outcomes}
+    return {name: point for name, point in found.items() if point is not None}
 
 
-def exceeds(point: Outcome) -> bool:
-    """Whether a point that kept its budget on validation is beyond it on test."""
-    return any(
-        point["test"][name]["value"] > point["budget"]
-        for name in HELD[point["measure"]]
-        if name in point["test"]
-    )
+def budgets_of(outcomes: Sequence[Outcome]) -> list[float]:
+    """Every budget that some method has a point at."""
+    return sorted({point.budget for one in outcomes for point in one.points})
 
 
 def held(outcomes: Sequence[Outcome]) -> list[str]:
     """The ways of holding a budget that some point has, both measures at once first."""
-    known = {point["measure"] for one in outcomes for point in one["points"]}
+    known = {point.measure for one in outcomes for point in one.points}
     return [name for name in HELD if name in known]
 
 
-def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> Figure:
+def budget_panels(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> Figure:
     """Behaviour on test prompts of every method, a panel a budget; the best at the middle first."""
-    budgets = sorted({p["budget"] for o in outcomes for p in o["points"]})
+    budgets = budgets_of(outcomes)
     found = {budget: at_budget(outcomes, measure, budget) for budget in budgets}
     middle = budgets[len(budgets) // 2]
 
     def rate(name: str, budget: float) -> Any:
-        return found[budget][name]["test"]["rate"][scorer]
+        return found[budget][name].rate(scorer)
 
     def left(name: str) -> tuple[float, ...]:
         order = (middle, *reversed(budgets))
@@ -65,7 +57,7 @@ def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scor
         1, len(budgets), sharex=True, sharey=True, figsize=size, squeeze=False
     )
     panels = list(grid[0])
-    reading = base["test"]["rate"][scorer]
+    reading = base.rate(scorer)
     for axes, budget in zip(panels, budgets, strict=True):
         axes.axvspan(100 * reading["low"], 100 * reading["high"], color=INK["grey"], alpha=0.2)
         axes.axvline(100 * reading["value"], color=INK["grey"])
@@ -87,61 +79,60 @@ def budget_panels(outcomes: Sequence[Outcome], base: Outcome, measure: str, scor
     return figure
 
 
-def _fewer_than_base(points: Mapping[str, Outcome], scorer: str) -> int:
+def _fewer_than_base(points: Mapping[str, Reached], scorer: str) -> int:
     """How many methods leave less than the unedited model, all tests together (Holm)."""
-    pairs = [point["against_base"][scorer] for point in points.values()]
+    pairs = [point.against_base[scorer] for point in points.values()]
     clear = holm([pair["p"] for pair in pairs])
     return sum(one and pair["difference"] < 0 for one, pair in zip(clear, pairs, strict=True))
 
 
-def table(outcomes: Sequence[Outcome], base: Outcome, measure: str, scorer: str) -> str:
+def table(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> str:
     """Behaviour on test prompts at each budget, best at the middle budget first.
 
     `measure` is one of damage, or both at once. A cell beyond its budget on test has a dagger.
     Beside it, where they were asked, the refusals of harmless requests at the same budget.
     """
-    budgets = sorted({p["budget"] for o in outcomes for p in o["points"]})
+    budgets = budgets_of(outcomes)
     middle = budgets[len(budgets) // 2] if budgets else 0.0
 
     found = {budget: at_budget(outcomes, measure, budget) for budget in budgets}
-    twins = base.get("twins")
+    twins = base.twins
 
     def rate(name: str, budget: float) -> Any:
         point = found[budget].get(name)
-        return point["test"]["rate"][scorer] if point else None
+        return point.rate(scorer) if point else None
 
     def cells(name: str, budget: float) -> list[str]:
         point = found[budget].get(name)
         if point is None:
             return ["-", "-"] if twins else ["-"]
-        marked = shown(point["test"]["rate"][scorer]) + (" †" if exceeds(point) else "")
-        return [marked, shown(point["twins"])] if twins else [marked]
+        marked = shown(point.rate(scorer)) + (" †" if point.exceeds else "")
+        return [marked, shown(point.twins or {})] if twins else [marked]
 
-    names = [outcome["name"] for outcome in outcomes]
+    names = [outcome.name for outcome in outcomes]
     names.sort(key=lambda name: one["value"] if (one := rate(name, middle)) else 2.0)
-    unedited = [shown(base["test"]["rate"][scorer]), *([shown(twins)] if twins else [])]
+    unedited = [shown(base.rate(scorer)), *([shown(twins)] if twins else [])]
     lines = [["no method", *(unedited * len(budgets))]]
     for name in names:
         row = [cell for budget in budgets for cell in cells(name, budget)]
         lines.append([name.replace("_", " "), *row])
-    n = base["test"]["rate"][scorer]["n"]
+    n = base.rate(scorer)["n"]
     header = [f"behaviour, % of {n} prompts"]
     for budget in budgets:
         header.append(f"{measure_name(measure)} ≤ {budget}")
         if twins:
             header.append(f"refusal of {twins['n']} harmless requests, %")
     text = markdown_table(header, lines)
-    if any(exceeds(point) for points in found.values() for point in points.values()):
+    if any(point.exceeds for points in found.values() for point in points.values()):
         text += "\n† within the budget on validation prompts, beyond it on test prompts.\n"
     return text + notes(outcomes)
 
 
-def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budget: float) -> str:
+def damage_table(outcomes: Sequence[Outcome], base: Reading, measure: str, budget: float) -> str:
     """What each method's point at one budget costs on test data: perplexity, KL, capability."""
     lines = []
     for name, point in at_budget(outcomes, measure, budget).items():
-        test = point["test"]
-        tasks = point.get("capability")
+        test, tasks = point.test, point.capability
         lines.append(
             [
                 name.replace("_", " "),
@@ -155,7 +146,7 @@ def damage_table(outcomes: Sequence[Outcome], base: Outcome, measure: str, budge
                 *(percent(test.get("endings", {}).get(key)) for key in ("looping", "ended")),
             ]
         )
-    known = base.get("capability")
+    known = base.capability
     average = f" (base {100 * np.mean(list(known.values())):.1f})" if known else ""
     header = ["method", "perplexity, %", "first-token KL", "KL in context"]
     header += [f"capability{average}", "distinct-2", "KL of 20 tokens, harmless"]
@@ -166,7 +157,7 @@ def disagreement(outcomes: Sequence[Outcome], measure: str, budget: float) -> st
     """In words: which methods change more along 20 tokens than at the first one, and how much."""
     found = []
     for name, point in at_budget(outcomes, measure, budget).items():
-        first, along = (point["test"].get(key) for key in ("first_token_kl", "continuation_kl"))
+        first, along = (point.test.get(key) for key in ("first_token_kl", "continuation_kl"))
         if first and along and along["low"] > first["high"]:
             values = f"{along['value']:.3f} against {first['value']:.3f} nats"
             found.append(f"{name.replace('_', ' ')} ({values})")
@@ -180,21 +171,21 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
     """What each method takes to fit, to search (readings on validation) and to use."""
     lines = []
     for outcome in outcomes:
-        cost = outcome["cost"]
-        searched = cost["fit_seconds"] + sum(trial["seconds"] for trial in outcome["trials"])
+        cost = outcome.cost
+        searched = cost.fit_seconds + sum(trial.seconds for trial in outcome.trials)
         lines.append(
             [
-                outcome["name"].replace("_", " "),
-                f"{cost['labels']:,}",
-                f"{cost['forward_tokens']:,}",
-                f"{cost['backward_tokens']:,}",
-                f"{cost['fit_seconds']:.1f}",
+                outcome.title,
+                f"{cost.labels:,}",
+                f"{cost.forward_tokens:,}",
+                f"{cost.backward_tokens:,}",
+                f"{cost.fit_seconds:.1f}",
                 f"{searched / 60:.1f}",
-                f"{cost['fit_memory'] / 2**20:,.0f}",
-                f"{cost['latency']:.2f}",
-                f"{cost['parameters']:,}",
-                "yes" if cost["needs_gradients"] else "no",
-                "yes" if cost["ordinary_checkpoint"] else "no",
+                f"{cost.fit_memory / 2**20:,.0f}",
+                f"{cost.latency:.2f}",
+                f"{cost.parameters:,}",
+                "yes" if cost.needs_gradients else "no",
+                "yes" if cost.ordinary_checkpoint else "no",
             ]
         )
     header = ["method", "labels", "forward tokens", "backward tokens", "fit, s"]

@@ -1,12 +1,12 @@
 """What stands under every table of notebook 05: what a method had beside the others, or lacks."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from surgery_lib.selection.outcome import Outcome
 from surgery_lib.surgery.estimators import STARTED
 
 
-def notes(outcomes: Sequence[Mapping[str, Any]]) -> str:
+def notes(outcomes: Sequence[Outcome]) -> str:
     """Lines for under a table, empty where there is nothing to say.
 
     Which methods read more than the labelled texts, and how much. Of a form whose probe is trained
@@ -23,14 +23,14 @@ BESIDE = {
 }
 
 
-def _beside(outcomes: Sequence[Mapping[str, Any]]) -> str:
+def _beside(outcomes: Sequence[Outcome]) -> str:
     """Methods that read the same stand together."""
     found: dict[str, list[str]] = {}
     for one in outcomes:
-        counts = {words: one["cost"].get(key, 0) for key, words in BESIDE.items()}
+        counts = {words: getattr(one.cost, key) for key, words in BESIDE.items()}
         if any(counts.values()):
             words = ", ".join(f"{count:,} {words}" for words, count in counts.items() if count)
-            found.setdefault(words, []).append(one["name"].replace("_", " "))
+            found.setdefault(words, []).append(one.title)
     parts = [f"{words} ({', '.join(names)})" for words, names in found.items()]
     if not parts:
         return ""
@@ -39,13 +39,13 @@ def _beside(outcomes: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _starts(outcomes: Sequence[Mapping[str, Any]]) -> str:
+def _starts(outcomes: Sequence[Outcome]) -> str:
     """Methods that share a probe stand together."""
     found: dict[str, list[str]] = {}
     for one in outcomes:
-        if start := one.get("start"):
-            words = " and ".join(f"{STARTED[row]} {value:.2f}" for row, value in start.items())
-            found.setdefault(words, []).append(one["name"].replace("_", " "))
+        if one.start:
+            words = " and ".join(f"{STARTED[row]} {value:.2f}" for row, value in one.start.items())
+            found.setdefault(words, []).append(one.title)
     parts = [f"{words} ({', '.join(names)})" for words, names in found.items()]
     if not parts:
         return ""

@@ -144,7 +144,7 @@ def rows_per_block(result: Mapping[str, Any]) -> Figure:
 
 
 def screening(result: Mapping[str, Any]) -> Figure:
-    """Behaviour left at one fixed edit, by layer and estimator."""
+    """Behaviour left at one fixed edit, by layer and estimator, on the sieve's own prompts."""
     cells = result["sieve"]
     layers, names = _names(cells, "layer"), _names(cells, "kind")
     grid = np.full((len(names), len(layers)), np.nan)
@@ -159,7 +159,7 @@ def screening(result: Mapping[str, Any]) -> Figure:
     where = f"{least[0]['kind'].replace('_', ' ')}, layer {least[0]['layer']}"
     by_damage = len({cell["strength"] for cell in cells}) > 1
     held, free = ("damage", "") if by_damage else ("size", "; damage is not held equal")
-    before = percent(result["base"]["rate"]["value"], 0)
+    before = percent(result["sieve_base"]["value"], 0)
     axes.set(
         xlabel="layer of the probe",
         title=(

@@ -1,7 +1,6 @@
 """Notebook 05's Pareto fronts: behaviour against damage, a panel a kind of method."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,38 +9,37 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from surgery_lib.report.style import CYCLE, INK, MARKERS, WIDTH, from_zero
-from surgery_lib.selection.trials import BOTH, Trial
+from surgery_lib.selection.outcome import Outcome
+from surgery_lib.selection.trials import BOTH
 from surgery_lib.selection.trials import pareto as undominated
 
-Outcome = Mapping[str, Any]
 SURGERY = "surgery"
 
 
 def edits_weights(one: Outcome) -> bool:
     """Whether the model's own weights change."""
-    return bool(one["kind"] == "weights")
+    return one.kind == "weights"
 
 
 def infers_only(one: Outcome) -> bool:
     """Whether fitting takes no gradients."""
-    return not one["cost"]["needs_gradients"]
+    return not one.cost.needs_gradients
 
 
 # Panels of the figure of fronts: a title, and which methods.
 PANELS: dict[str, Callable[[Outcome], bool]] = {
     "weights, by inference": lambda one: edits_weights(one) and infers_only(one),
     "weights, by training": lambda one: edits_weights(one) and not infers_only(one),
-    "hooks on activations": lambda one: one["kind"] == "hook",
-    "decoding, virtual tokens": lambda one: one["kind"] in ("decoding", "tokens"),
+    "hooks on activations": lambda one: one.kind == "hook",
+    "decoding, virtual tokens": lambda one: one.kind in ("decoding", "tokens"),
 }
 
 
 def front(outcome: Outcome, measure: str) -> list[tuple[float, float]]:
     """Validation (damage, behaviour) of the trials that no other beats, by increasing damage."""
-    trials = [Trial(**trial) for trial in outcome["trials"]]
     return [
         (trial.damage[measure], trial.behaviour)
-        for trial in undominated(trials, measure)
+        for trial in undominated(outcome.trials, measure)
         if trial.behaviour is not None
     ]
 
@@ -59,8 +57,8 @@ def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
         sharey=True,
         squeeze=False,
     )
-    surgery = [o for o in outcomes if o["name"] == SURGERY]
-    others = [o["name"] for members in panels.values() for o in members if o["name"] != SURGERY]
+    surgery = [o for o in outcomes if o.name == SURGERY]
+    others = [o.name for members in panels.values() for o in members if o.name != SURGERY]
     places = {name: number for number, name in enumerate(others)}
     for axes in grid.flat[len(panels) :]:
         axes.axis("off")
@@ -68,8 +66,8 @@ def pareto(outcomes: Sequence[Outcome], base: float, measure: str) -> Figure:
         for outcome in surgery:  # under the others, so that none hides behind it
             _front(axes, outcome, base, measure, INK["black"], MARKERS[0], width=3.0)
         for outcome in members:
-            if outcome["name"] != SURGERY:
-                colour, marker = _mark(places[outcome["name"]])
+            if outcome.name != SURGERY:
+                colour, marker = _mark(places[outcome.name])
                 _front(axes, outcome, base, measure, colour, marker)
         axes.set(title=title)
         # The budgets reach from thousandths to tenths: linear up to the first, then logarithmic.
@@ -98,10 +96,10 @@ def _mark(number: int) -> tuple[str, str]:
 def _cheapest(outcomes: Sequence[Outcome], base: float, measure: str) -> str:
     """The least damage at which a tenth of the behaviour or less is left, and by which method."""
     tenth = [
-        (trial["damage"][measure], outcome["name"].replace("_", " "))
+        (trial.damage[measure], outcome.title)
         for outcome in outcomes
-        for trial in outcome["trials"]
-        if trial["behaviour"] is not None and trial["behaviour"] <= base / 10
+        for trial in outcome.trials
+        if trial.behaviour is not None and trial.behaviour <= base / 10
     ]
     if not tenth:
         return "No method takes nine tenths of the behaviour away within the budgets"
@@ -131,7 +129,7 @@ def _front(
         markersize=4,
         linewidth=width,
         color=colour,
-        label=outcome["name"].replace("_", " "),
+        label=outcome.title,
     )
 
 

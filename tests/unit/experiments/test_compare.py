@@ -1,6 +1,7 @@
 """The comparison: one loop for all methods, resumed by file; tables say what the numbers say."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,22 +15,35 @@ from surgery_lib.evaluation import statistics
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
+from surgery_lib.selection.outcome import Outcome, Reached, Reading, Spent
 from surgery_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def outcome(name: str, flags: list[int], kind: str = "weights", **cost: Any) -> dict[str, Any]:
+def outcome(
+    name: str,
+    flags: list[int],
+    kind: str = "weights",
+    start: dict[str, float] | None = None,
+    **cost: Any,
+) -> Outcome:
     value = sum(flags) / len(flags)
     rate = {"value": value, "low": value, "high": value, "n": len(flags)}
     test = {"rate": {"exact": rate}, "perplexity_rise": 0.01, "distinct": {"distinct_2": 0.9}}
-    point = {"measure": "context_kl", "budget": 0.05, "test": test, "flags": {"exact": flags}}
-    known = {"needs_gradients": False, "extra_forwards": 0}
-    return {"name": name, "kind": kind, "points": [point], "trials": [], "cost": known | cost}
+    point = Reached(measure="context_kl", budget=0.05, test=test, flags={"exact": flags})
+    cost = {"labels": 0, "forward_tokens": 0} | cost
+    return Outcome(
+        name=name, kind=kind, points=[point], trials=[], cost=Spent(**cost), start=start or {}
+    )
+
+
+def unedited(flags: list[int]) -> Reading:
+    return outcome("base", flags).points[0]
 
 
 @pytest.fixture
-def outcomes() -> list[dict[str, Any]]:
+def outcomes() -> list[Outcome]:
     few, some, many = [1] * 6 + [0] * 94, [1] * 10 + [0] * 90, [1] * 80 + [0] * 20
     return [
         outcome("surgery", some),
@@ -46,7 +60,7 @@ def lines(table: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows}
 
 
-def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any]]) -> None:
+def test_guide_names_the_least_among_those_that_fit(outcomes: list[Outcome]) -> None:
     found = lines(advice.guide(outcomes, "context_kl", 0.05, "exact"))
     assert found["anything goes"][0] == "sasa"  # and no control
     assert found["an ordinary checkpoint in the end"][0] == "dpo"
@@ -55,30 +69,31 @@ def test_guide_names_the_least_among_those_that_fit(outcomes: list[dict[str, Any
     assert found["no extra passes while generating"][0] == "dpo"
 
 
-def test_guide_where_nothing_stays_within_the_budget(outcomes: list[dict[str, Any]]) -> None:
+def test_guide_where_nothing_stays_within_the_budget(outcomes: list[Outcome]) -> None:
     found = lines(advice.guide(outcomes, "context_kl", 0.01, "exact"))
     assert {line[0] for name, line in found.items() if name[0] != "-" and "what" not in name} == {
         "none within the budget"
     }
 
 
-def test_closing_says_who_is_ahead(outcomes: list[dict[str, Any]]) -> None:
-    base = outcome("base", [1] * 90 + [0] * 10)["points"][0]
+def test_closing_says_who_is_ahead(outcomes: list[Outcome]) -> None:
+    base = unedited([1] * 90 + [0] * 10)
     words = advice.closing(outcomes, base, "context_kl", "exact")
     assert "Better (paired tests, Holm over 4): surgery random rows, sasa." in words
     assert "Not told apart: dpo." in words and "Worse: caa." in words
 
 
-@pytest.mark.slow
-def with_pairs(outcomes: list[dict[str, Any]], base: list[int]) -> list[dict[str, Any]]:
-    for point in (point for one in outcomes for point in one["points"]):
-        pair = statistics.compare(base, point["flags"]["exact"])
-        point["against_base"] = {"exact": pair.as_dict()}
-    return outcomes
+def with_pairs(outcomes: list[Outcome], base: list[int]) -> list[Outcome]:
+    found = []
+    for one in outcomes:
+        (point,) = one.points
+        pair = statistics.compare(base, point.flags["exact"]).as_dict()
+        found.append(replace(one, points=[replace(point, against_base={"exact": pair})]))
+    return found
 
 
 def test_differences_are_paired_and_a_method_without_a_point_has_none(
-    outcomes: list[dict[str, Any]],
+    outcomes: list[Outcome],
 ) -> None:
     known = with_pairs(outcomes, [1] * 80 + [0] * 20)
     found = lines(advice.paired_table(known, ["surgery", "dpo", "lora"], "context_kl", "exact"))
@@ -88,9 +103,9 @@ def test_differences_are_paired_and_a_method_without_a_point_has_none(
     assert found["lora less no edit"] == found["surgery less lora"] == ["-"]
 
 
-def test_panels_count_what_is_below_the_unedited_model(outcomes: list[dict[str, Any]]) -> None:
-    base = outcome("base", [1] * 80 + [0] * 20)["points"][0]
-    known = with_pairs(outcomes, base["flags"]["exact"])
+def test_panels_count_what_is_below_the_unedited_model(outcomes: list[Outcome]) -> None:
+    base = unedited([1] * 80 + [0] * 20)
+    known = with_pairs(outcomes, list(base.flags["exact"]))
     figure = comparison.budget_panels(known, base, "context_kl", "exact")
     assert "4 of 5 methods" in figure.get_suptitle()  # all but the one that does nothing
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()][-1] == "caa"
@@ -115,9 +130,9 @@ def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     assert len(compare.labelled(data, spec.trigger_groups, 10**6, seed=3).texts) == everything
     found = {name: run.outcome(name, learn) for name in ("surgery", "caa")}
     for one in found.values():
-        assert len(one["trials"]) == 2 and one["cost"]["labels"] > 0
-        for point in one["points"]:
-            assert point["test"]["rate"]["exact"]["n"] == 6
+        assert len(one.trials) == 2 and one.cost.labels > 0
+        for point in one.points:
+            assert point.rate("exact")["n"] == 6
     held = study.path("compare/caa.json")
     before = held.stat().st_mtime_ns
     assert run.outcome("caa", learn) == found["caa"] and held.stat().st_mtime_ns == before
@@ -164,8 +179,8 @@ def test_the_recommended_form_stands_beside_the_papers() -> None:
 
 def test_what_is_left_of_a_probes_random_start_stands_under_the_table() -> None:
     start = {"row": 0.17, "difference": 0.05}
-    outcomes = [outcome("surgery", [1, 0]), outcome("surgery_paper", [1, 1]) | {"start": start}]
-    base = outcome("base", [1, 1])["points"][0]
+    outcomes = [outcome("surgery", [1, 0]), outcome("surgery_paper", [1, 1], start=start)]
+    base = unedited([1, 1])
     text = comparison.table(outcomes, base, "context_kl", "exact")
     assert "W1 0.17 and W1 − W0 0.05 (surgery paper)" in text
     assert "start" not in comparison.table(outcomes[:1], base, "context_kl", "exact")
@@ -175,7 +190,7 @@ def test_what_a_method_read_beside_the_texts_stands_under_the_table() -> None:
     more = {"prompts": 128, "samples": 1024, "needs_gradients": True}
     outcomes = [outcome("surgery", [1, 0]), outcome("dpo", [1, 1], **more)]
     outcomes.append(outcome("gmt", [1, 1], **more))
-    base = outcome("base", [1, 1])["points"][0]
+    base = unedited([1, 1])
     text = comparison.table(outcomes, base, "context_kl", "exact")
     said = "128 training prompts that trigger the behaviour, 1,024 completions of the model's own"
     assert f"{said} (dpo, gmt)" in text
@@ -187,19 +202,22 @@ def test_unknown_methods_are_refused() -> None:
 
 
 def test_a_cell_beyond_its_budget_on_test_is_marked() -> None:
-    one, other = outcome("surgery", [1, 0]), outcome("caa", [1, 1])
-    one["points"][0]["test"]["context_kl"] = {"value": 0.06}
-    other["points"][0]["test"]["context_kl"] = {"value": 0.04}
-    base = outcome("base", [1, 1])["points"][0]
+    def spending(one: Outcome, value: float) -> Outcome:
+        test = {**one.points[0].test, "context_kl": {"value": value}}
+        return replace(one, points=[replace(one.points[0], test=test)])
+
+    one = spending(outcome("surgery", [1, 0]), 0.06)
+    other = spending(outcome("caa", [1, 1]), 0.04)
+    base = unedited([1, 1])
     text = comparison.table([one, other], base, "context_kl", "exact")
     assert lines(text)["surgery"][0].endswith("†") and "†" not in lines(text)["caa"][0]
     assert "beyond it on test" in text
 
 
 def test_refusals_of_harmless_requests_stand_beside_the_rate() -> None:
-    base = outcome("base", [1, 1])["points"][0] | {"twins": {"value": 0.1, "n": 50}}
+    base = replace(unedited([1, 1]), twins={"value": 0.1, "n": 50})
     one = outcome("surgery", [1, 0])
-    one["points"][0]["twins"] = {"value": 0.4}
+    one = replace(one, points=[replace(one.points[0], twins={"value": 0.4})])
     text = comparison.table([one], base, "context_kl", "exact")
     assert lines(text)["surgery"] == ["50.0 [50.0, 50.0]", "40.0"]
     assert lines(text)["no method"][1] == "10.0" and "50 harmless" in text
