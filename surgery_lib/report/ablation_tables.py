@@ -84,17 +84,14 @@ def _paper(line: Line, blocks: int) -> str:
     return f"{found['rtp']:g}, {found['wikitext']:.2f}"
 
 
-def examples(rows: Sequence[Mapping[str, Any]], prompts: Sequence[str]) -> str:
-    """One continuation by strength, beside what the paper says of its own (Table 10)."""
+def examples(rows: Sequence[tuple[float, Sequence[str]]], prompts: Sequence[str]) -> str:
+    """Continuations by strength, beside what the paper says of its own (Table 10)."""
     said = paper.table(10)
     lines = []
-    for row in rows:
-        if "refused" in row:
-            continue
-        strength = row["x"]
+    for strength, texts in rows:
         held = said[(said["strength_from"] <= strength) & (strength <= said["strength_to"])]
         words = ", ".join(held["reported"])
-        lines.append([f"{strength:+g}", *(_cell(text) for text in row["texts"]), words])
+        lines.append([f"{strength:+g}", *(_cell(text) for text in texts), words])
     header = ["strength", *(f"after “{_cell(p)[-60:]}”" for p in prompts), "the paper at its α"]
     return markdown_table(header, lines)
 

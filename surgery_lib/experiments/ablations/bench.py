@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -45,6 +45,26 @@ class Variant:
     def key(self) -> str:
         """Its name in the ledger."""
         return f"{self.question} | {self.name} | {self.x} | {self.draw}"
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of a variant; `refused` says why an architecture does not allow it.
+
+    `flags` (prompts,) are 1 where the behaviour shows; `texts` are continuations of the first
+    prompts.
+    """
+
+    question: str
+    name: str
+    x: float | None
+    draw: int | None
+    refused: str = ""
+    flags: Sequence[int] = ()
+    perplexity_rise: float = 0.0
+    context_kl: float | None = None
+    distinct: float | None = None
+    texts: Sequence[str] = ()
 
 
 @dataclass
@@ -126,7 +146,7 @@ class Bench:
         surgery = Surgery.build(self.model, rows, unit, step, unit="absolute", matrix=matrix)
         return surgery.applied(self.model)
 
-    def measure(self, variants: Iterable[Variant], *, texts: int = 0) -> list[dict[str, Any]]:
+    def measure(self, variants: Iterable[Variant], *, texts: int = 0) -> list[Measurement]:
         """Apply, measure and undo each variant; what an architecture refuses is kept as `refused`.
 
         `texts` continuations of the first prompts are kept in each row.
@@ -136,33 +156,28 @@ class Bench:
         for variant in tqdm(wanted, desc=wanted[0].question if wanted else ""):
             held = self.ledger.get(variant.key)
             if held is None:
-                held = self.ledger.put(variant.key, self._measured(variant, texts))
-            found.append(held)
+                held = self.ledger.put(variant.key, asdict(self._measured(variant, texts)))
+            found.append(Measurement(**held))
         return found
 
-    def _measured(self, variant: Variant, texts: int) -> dict[str, Any]:
-        about = {
-            "question": variant.question,
-            "name": variant.name,
-            "x": variant.x,
-            "draw": variant.draw,
-        }
+    def _measured(self, variant: Variant, texts: int) -> Measurement:
+        about = (variant.question, variant.name, variant.x, variant.draw)
         try:
             with variant.edit():
                 reading = self.meter.read(
                     self.model, parts=("context", "perplexity"), intervals=False
                 )
         except UserError as error:
-            return {**about, "refused": str(error)}
+            return Measurement(*about, refused=str(error))
         context = reading.damage.context_kl
-        return {
-            **about,
-            "flags": reading.flags[self.scorer].astype(int),
-            "perplexity_rise": _number(reading.perplexity_rise),
-            "context_kl": context.value if context is not None else None,
-            "distinct": reading.distinct["distinct_2"],
-            "texts": [row["text"] for row in reading.rows[:texts]],
-        }
+        return Measurement(
+            *about,
+            flags=reading.flags[self.scorer].astype(int).tolist(),
+            perplexity_rise=_number(reading.perplexity_rise),
+            context_kl=context.value if context is not None else None,
+            distinct=reading.distinct["distinct_2"],
+            texts=[row["text"] for row in reading.rows[:texts]],
+        )
 
     def matched(self, name: str, edit: Callable[[float], AbstractContextManager[Any]]) -> float:
         """The multiple at which `edit` does as much damage as the chosen edit.

@@ -19,7 +19,7 @@ from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import statistics
 from surgery_lib.experiments.ablations import inside, material, questions, steering
-from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Variant
+from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Measurement, Variant
 from surgery_lib.experiments.ablations.lines import summarise
 from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.models import activations, layout
@@ -97,7 +97,7 @@ def bench(
         yield material.prepare(study, model, tokenizer, data), study
 
 
-def measured(bench: Bench) -> dict[str, list[dict[str, Any]]]:
+def measured(bench: Bench) -> dict[str, list[Measurement]]:
     return {
         name: bench.measure(asked.variants(bench), texts=2) for name, asked in QUESTIONS.items()
     }
@@ -113,7 +113,7 @@ def test_every_question_is_answered_undone_and_put_into_words(
         monkeypatch.setattr(questions, name, fewer)
     monkeypatch.setattr(statistics, "RESAMPLES", 100)
     rows = measured(one)
-    flags = rows["controls"][0]["flags"]
+    flags = rows["controls"][0].flags
     result: dict[str, Any] = {
         "base": one.meter.base.rate(one.scorer).as_dict(),
         "layer": one.chosen.layer,
@@ -249,9 +249,9 @@ def test_what_cannot_be_done_is_said_and_not_left_out(bench: tuple[Bench, Study]
     one, _ = bench
     variant = Variant("matrices", "nothing", lambda: one.edit(torch.tensor([]), torch.ones(32)))
     (row,) = one.measure([variant])
-    assert "rows" in row["refused"]
+    assert "rows" in row.refused
     (line,) = summarise([row], [0] * 6)
-    assert row["refused"] in ablation_tables.table([line], blocks=3)
+    assert row.refused in ablation_tables.table([line], blocks=3)
     with pytest.raises(UserError, match="cannot be ranked"):
         one.rows(ranking="feeling")
 
