@@ -192,6 +192,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "public-api": public_api,
     "questions": questions,
     "verdict": lambda: kept("patient/tables/verdict.md"),
+    "verdict-real": lambda: kept("real-text/tables/verdict.md"),
     "protocols": lambda: kept("patient/tables/protocols.md"),
     "protocols-real": lambda: kept("real-text/tables/protocols.md"),
     "standard": lambda: kept("patient/tables/standard.md"),
