@@ -37,3 +37,16 @@ def test_no_model_is_read_without_saying_whether_its_python_may_run() -> None:
         and "trust_remote_code" not in [word.arg for word in call.keywords]
     ]
     assert not silent
+
+
+def test_errors_are_documented_in_one_way() -> None:
+    """In the last sentence of prose, or under Raises: beside other sections; never both."""
+    mixed = []
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                prose, raises, _ = (ast.get_docstring(node) or "").partition("Raises:")
+                sections = raises or re.search(r"^(Args|Returns|Yields):", prose, re.MULTILINE)
+                if sections and "UserError" in prose:
+                    mixed.append(f"{path.relative_to(PACKAGE)}:{node.name}")
+    assert not mixed
