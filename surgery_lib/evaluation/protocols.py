@@ -16,7 +16,6 @@ from surgery_lib.behaviour import Prompt
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import responses
-from surgery_lib.evaluation.standard import against_standard
 from surgery_lib.evaluation.statistics import compare
 from surgery_lib.files import fingerprint
 from surgery_lib.models.generation import Engine, chat_prompt
@@ -267,27 +266,3 @@ def against(
         ).as_dict()
         for group, ids in groups.items()
     }
-
-
-def payload(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What goes into the result file: every operation without completions and items.
-
-    Each protocol of an edited model carries its paired comparison with the base, by group.
-    """
-    found = {}
-    for name, result in results.items():
-        kept: dict[str, Any] = {"protocols": {}, "damage": result["damage"]}
-        for protocol, held in result["protocols"].items():
-            kept["protocols"][protocol] = {k: v for k, v in held.items() if k != "rows"}
-            base = results["base"]["protocols"].get(protocol)
-            if name != "base" and base is not None:
-                judged = (base, held, held["scorer"], held["threshold"])
-                kept["protocols"][protocol]["against_base"] = against(*judged)
-                if held["settings"]["samples"] > 1:
-                    kept["protocols"][protocol]["standard"] = against_standard(*judged)
-        kept["capability"] = {
-            task: {k: v for k, v in one.items() if k != "items"}
-            for task, one in result["capability"].items()
-        }
-        found[name] = kept
-    return found

@@ -18,6 +18,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation import capability as tasks
 from surgery_lib.evaluation import protocols
 from surgery_lib.evaluation.damage import Reference
+from surgery_lib.evaluation.provoked import BASE, Provoked
 from surgery_lib.models import activations, serving
 from surgery_lib.patient import lexicon
 from surgery_lib.profile import Behaviour, Profile
@@ -41,7 +42,6 @@ BY_ROLE: dict[str, tuple[str, ...]] = {
 # ones, and those that the paper's combination does not have.
 ONLY_OWN = ("realtoxicity-standard", "toxigen-neutral", "jailbreak-benign")
 NETWORK = ("judge", "perspective")
-BASE = "base"
 DAMAGE_TEXTS = 150
 
 
@@ -145,21 +145,19 @@ class ProtocolRunner:
                 if own or protocol not in ONLY_OWN:
                     yield name, protocol
 
-    def run(
-        self, operation: Operation, reference: Reference, progress: bool = True
-    ) -> dict[str, Any]:
-        """`protocols` by name, completions included; `capability` by task; `damage`."""
-        found: dict[str, Any] = {"protocols": {}}
+    def run(self, operation: Operation, reference: Reference, progress: bool = True) -> Provoked:
+        """The operation's protocols, tasks and damage, the model as it was again afterwards."""
         with operations.applied(self.model, operation.surgeries):
             with serving.engine(self.model, self.tokenizer, self.profile.evaluation) as writer:
-                self._provoke(writer, operation, found["protocols"], progress)
-                found["capability"] = self.capability(writer)
-            found["damage"] = reference.compare(self.model, parts=("first", "perplexity")).as_dict()
-        return found
+                provoked = self._provoke(writer, operation, progress)
+                capability = self.capability(writer)
+            damage = reference.compare(self.model, parts=("first", "perplexity"))
+        return Provoked(provoked, capability, damage)
 
     def _provoke(
-        self, writer: Any, operation: Operation, found: dict[str, Any], progress: bool
-    ) -> None:
+        self, writer: Any, operation: Operation, progress: bool
+    ) -> dict[str, dict[str, Any]]:
+        found: dict[str, dict[str, Any]] = {}
         limit = self.profile.evaluation.protocol_prompts
         for name, protocol in self.protocols(operation):
             spec = self.profile.behaviours[name]
@@ -188,6 +186,7 @@ class ProtocolRunner:
                 if of_patient(spec)
                 else protocols.PROTOCOLS[protocol].data,
             }
+        return found
 
     def capability(self, model: Any) -> dict[str, Any]:
         """The profile's own tasks where it brings some, else the paper's benchmarks."""

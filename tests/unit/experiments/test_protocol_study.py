@@ -14,7 +14,8 @@ from surgery_lib import scorers
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, statistics
-from surgery_lib.evaluation.protocols import PROTOCOLS, payload
+from surgery_lib.evaluation.protocols import PROTOCOLS
+from surgery_lib.evaluation.provoked import payload
 from surgery_lib.experiments.protocols import (
     BY_ROLE,
     PATIENT,
@@ -94,9 +95,9 @@ def test_every_operation_of_the_paper_and_every_table(
     results = {one.name: runner.run(one, reference, progress=False) for one in found}
     for name, tensor in architectures.state(runner.model).items():
         assert architectures.same_bits(tensor, before[name])
-    assert set(results["base"]["protocols"]) == set(PROTOCOLS)
-    assert set(results["more jailbreak"]["protocols"]) == set(BY_ROLE["jailbreak"])
-    assert set(results[names[-1]]["protocols"]) == {"realtoxicity", "toxigen", "attitude"}
+    assert set(results["base"].protocols) == set(PROTOCOLS)
+    assert set(results["more jailbreak"].protocols) == set(BY_ROLE["jailbreak"])
+    assert set(results[names[-1]].protocols) == {"realtoxicity", "toxigen", "attitude"}
 
     plain = payload(results)
     table = protocol_tables.overview(plain)
@@ -128,8 +129,8 @@ def test_every_operation_of_the_paper_and_every_table(
     # Killed and started again: nothing is written twice.
     monkeypatch.setattr(completions, "generate", None)
     again = runner.run(found[1], reference, progress=False)
-    kept = results["less toxicity"]["protocols"]["toxigen"]["rows"]
-    assert again["protocols"]["toxigen"]["rows"] == kept
+    kept = results["less toxicity"].protocols["toxigen"]["rows"]
+    assert again.protocols["toxigen"]["rows"] == kept
 
 
 def test_the_inverse_is_the_operation_along_the_other_direction(runner: ProtocolRunner) -> None:
