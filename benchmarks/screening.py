@@ -6,8 +6,8 @@ The stand-in takes one forward pass: the log-likelihood, a token, that an edit t
 model's own continuations of the validation prompts which the guide calls the behaviour, less what
 it takes from the others. It is held against what the search goes by, the share of continuations of
 the edited model that show the behaviour, over the edits of the sieve, each at the strength that
-notebook 03 placed it at and at multiples of it. Generating, the stand-in and the damage that either
-needs beside it take turns for each edit; seconds are medians over edits.
+notebook 03 placed it at and at multiples of it. Generating, the stand-in and, for the first edits,
+the damage that either needs beside it take turns; seconds are medians over edits.
 """
 
 import argparse
@@ -32,8 +32,9 @@ from surgery_lib.report.style import markdown_table
 from surgery_lib.selection.sweep import CHOOSES
 from surgery_lib.selection.table import Point
 
-OUT = Path("results/benchmarks/screening.json")
+OUT = Path("results/benchmarks")
 TIMES = (1.0, 2.0)
+TIMED = 5  # edits whose damage is timed
 PARTS = CHOOSES[1:]  # what a search reads of damage
 
 
@@ -73,6 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--profile", default="smollm2-135m")
     parser.add_argument("--results", default="results")
+    parser.add_argument("--prompts", type=int, default=80)
     arguments = parser.parse_args()
     study = Context.start(arguments.profile, "toxicity", 0, {}, arguments.results)
     model, _ = study.load_model()
@@ -81,30 +83,33 @@ def main() -> None:
     meter = study.meter(
         "validation",
         triggers_only=True,
-        prompts=evaluation.validation_prompts,
+        prompts=arguments.prompts,
         clean=evaluation.clean_texts,
         kept=20,
     )
     standin = Standin(model, meter)
-    rows = []
+    rows: list[dict[str, Any]] = []
     sieve = [(cell, times) for times in TIMES for cell in found["sieve"]]
     for cell, times in tqdm(sieve, desc="edits"):
         point = Point(cell["probe"], cell["rule"], cell["fraction"], cell["strength"] * times)
         with table.surgery(model, point).applied(model):
             reading, generating = clocked(partial(meter.read, model, parts=(), intervals=False))
             lost, standing_in = clocked(partial(standin, model))
-            compare = partial(meter.reference.compare, model, parts=PARTS, intervals=False)
-            _, damage = clocked(compare)
+            seconds = {"generating": generating, "stand-in": standing_in}
+            if len(rows) < TIMED:
+                compare = partial(meter.reference.compare, model, parts=PARTS, intervals=False)
+                _, seconds["damage"] = clocked(compare)
         rows.append(
             {
                 "edit": f"{cell['kind']}, layer {cell['layer']}",
                 "times": times,
                 "rate": reading.rate(meter.scorers[0].name).value,
                 "lost": lost,
-                "seconds": {"generating": generating, "stand-in": standing_in, "damage": damage},
+                "seconds": seconds,
             }
         )
-    files.write_json(OUT, report(study, rows, len(meter.prompts), standin))
+    result = report(study, rows, len(meter.prompts), standin)
+    files.write_json(OUT / f"screening-{arguments.profile}.json", result)
 
 
 def clocked(run: Callable[[], Any]) -> tuple[Any, float]:
@@ -123,7 +128,8 @@ def report(
         "at these and twice as strong": correlation(rows),
     }
     seconds = {
-        name: statistics.median(one["seconds"][name] for one in rows) for name in rows[0]["seconds"]
+        name: statistics.median(one["seconds"][name] for one in rows if name in one["seconds"])
+        for name in rows[0]["seconds"]
     }
     least = min(known, key=lambda one: one["rate"])
     most = max(known, key=lambda one: one["lost"])
