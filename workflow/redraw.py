@@ -31,7 +31,7 @@ from surgery_lib.report import (
     protocol_figures,
     retrieval,
 )
-from surgery_lib.report.covariance import leverage
+from surgery_lib.report.region_figures import leverage, thresholds
 from surgery_lib.selection.outcome import Outcome, Reading
 from surgery_lib.study.study import unwrap
 
@@ -49,6 +49,8 @@ def of_probe(result: Result) -> Drawn:
 def of_region(result: Result) -> Drawn:
     yield "cosines", lambda: figures.cosine_distribution(result)
     yield "rows_per_block", lambda: figures.rows_per_block(result)
+    if "thresholds" in result:
+        yield "thresholds", lambda: thresholds(result)
     if "leverage" in result:
         yield "leverage", lambda: leverage(result)
 

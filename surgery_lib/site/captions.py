@@ -13,6 +13,7 @@ CAPTIONS = {
     "probe_scores": "Scores of validation texts with and without the behaviour, by the best probe",
     "direction_agreement": "Cosines between the directions of different estimators at one layer",
     "cosines": "Cosines of the rows with the direction, beside random directions'",
+    "thresholds": "How far rows lie against every probe's direction, beside random directions",
     "rows_per_block": "Where in the depth of the model the selected rows are",
     "sieve": "Behaviour left after one fixed edit, by layer and estimator of the probe",
     "frontier": "Behaviour left against the rise of perplexity, on validation prompts",

@@ -136,14 +136,20 @@ def describe(scores: Tensor, by_chance: Sequence[Tensor], rows: Tensor) -> dict[
     edges = np.histogram_bin_edges(everything, 80)
     counts = np.histogram(scores.double().numpy(), edges)[0]
     chance = np.mean([np.histogram(one.double().numpy(), edges)[0] for one in by_chance], axis=0)
-    cuts = [float(one.sort().values[len(rows) - 1]) for one in by_chance]
+    cuts = [threshold(one, len(rows)) for one in by_chance]
     return {
         "histogram": {"edges": edges, "counts": counts, "random": chance},
         "count": len(rows),
         "total": len(scores),
         "threshold": float(scores[rows].max()),
         "random_threshold": float(np.mean(cuts)),
+        "random_thresholds": cuts,
     }
+
+
+def threshold(scores: Tensor, count: int) -> float:
+    """The score at or below which `count` rows lie."""
+    return float(scores.kthvalue(count).values)
 
 
 def marked(scores: Tensor, rows: Tensor) -> dict[str, Any]:
