@@ -41,6 +41,7 @@ def thresholds(result: Mapping[str, Any]) -> Figure:
     axes.axhspan(min(chance), max(chance), color=INK["grey"], alpha=0.3, label="random directions")
     for number, estimator in enumerate(dict.fromkeys(one["estimator"] for one in found)):
         line = [one for one in found if one["estimator"] == estimator]
+        line.sort(key=lambda one: one["layer"])
         axes.plot(
             [one["layer"] for one in line],
             [one["threshold"] for one in line],
