@@ -163,6 +163,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "smollm2-quick": lambda: tables.summary(
         result("smollm2-135m-quick/toxicity/seed0/evaluation.json")
     ),
+    "smollm2": lambda: tables.summary(result(f"{SMOLLM2}/evaluation.json")),
+    "smollm2-capability": lambda: tables.capability_table(
+        result(f"{SMOLLM2}/evaluation.json")["capability"]
+    ),
+    "smollm2-agreement": lambda: kept(f"{SMOLLM2}/tables/agreement.md"),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
     "paired-smollm2": lambda: paired(
         SMOLLM2,

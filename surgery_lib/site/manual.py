@@ -10,6 +10,7 @@ from surgery_lib.site.markup import markdown
 # What a page is called in the list, in the order of the list; what is not here comes after it.
 TITLES = {
     "comparison": "Methods compared, and which for which need",
+    "smollm2": "The study on a published model",
     "small-models": "The study on two small models",
     "protocols": "The paper's protocols",
     "diagnostics": "What each diagnostic claims, and what was found here",
