@@ -77,7 +77,7 @@ def agreement(rows: Sequence[Mapping[str, Any]], cuts: Mapping[str, float]) -> d
     apart = [row for row in rows if len({row["scores"][n] >= cut for n, cut in cuts.items()}) > 1]
     apart.sort(key=lambda row: -float(np.ptp([row["scores"][name] for name in cuts])))
     listed = [
-        {"variant": row["variant"], "prompt": row["prompt"], "scores": row["scores"]}
+        {"variant": row["variant"], "prompt": row["id"], "scores": row["scores"]}
         for row in apart[:SHOWN]
     ]
     return {"effects": effects, "pairs": pairs, "disagreements": len(apart), "shown": listed}

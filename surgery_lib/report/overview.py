@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 
-# What selected rows have in common: by effect they lie at any cosine with the direction.
+# What selected rows have in common: by effect or covariance they lie at any cosine with the direction.
 SELECTED = {False: "Rows opposed to it", True: "Rows that act on it"}
 
 
@@ -40,7 +40,7 @@ def _probe(axes: Any, result: Mapping[str, Any]) -> None:
 
 
 def _region(axes: Any, result: Mapping[str, Any]) -> None:
-    chosen = SELECTED[result["rule"] == "effect"]
+    chosen = SELECTED[result["rule"] in ("effect", "covariance")]
     edges = np.asarray(result["edges"])
     axes.stairs(
         result["counts"], edges, color=INK["grey"], fill=True, alpha=0.5, label="all gate rows"

@@ -12,7 +12,7 @@ ROWS = [
     {
         "variant": variant,
         "draw": 0,
-        "prompt": f"test/{n}",
+        "id": f"test/{n}",
         "group": "challenging",
         "text": text,
         "scores": {"you": float("you" in text)},
