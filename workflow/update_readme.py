@@ -167,7 +167,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "smollm2-capability": lambda: tables.capability_table(
         result(f"{SMOLLM2}/evaluation.json")["capability"]
     ),
-    "smollm2-agreement": lambda: kept(f"{SMOLLM2}/tables/agreement.md"),
+    "compare-smollm2-jailbreak": lambda: kept(
+        "smollm2-135m/jailbreak/seed0/tables/compare_both.md"
+    ),
+    "paired-smollm2-jailbreak": lambda: paired(
+        "smollm2-135m/jailbreak/seed0", "surgery_covariance", "caa", "ablation", "ridge_ablation"
+    ),
+    "smollm2-agreement": lambda: kept(f"{SMOLLM2}/agreement.md"),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
     "paired-smollm2": lambda: paired(
         SMOLLM2,

@@ -123,7 +123,7 @@ def markdown(found: Mapping[str, Any]) -> str:
 
 
 def main(folder: str) -> None:
-    """Write `agreement.json` and `tables/agreement.md` into a study's folder."""
+    """Write `agreement.json` and `agreement.md` into a study's folder."""
     place = Path(folder)
     path = place / "completions.jsonl"
     if not path.is_file():
@@ -134,7 +134,7 @@ def main(folder: str) -> None:
     cuts = dict.fromkeys(known, 0.5) | {one.name: threshold(one) for one in others}
     found = agreement(rows, cuts)
     files.write_json(place / "agreement.json", found)
-    files.write_text(place / "tables" / "agreement.md", markdown(found))
+    files.write_text(place / "agreement.md", markdown(found))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 
-# What selected rows have in common: by effect or covariance they lie at any cosine with the direction.
+# What selected rows have in common: by effect or covariance they lie at any cosine with it.
 SELECTED = {False: "Rows opposed to it", True: "Rows that act on it"}
 
 
