@@ -32,7 +32,7 @@ from surgery_lib.report import (
     retrieval,
 )
 from surgery_lib.report.region_figures import leverage, thresholds
-from surgery_lib.selection.outcome import Outcome, Reading
+from surgery_lib.selection.outcome import ModelReading, Outcome
 from surgery_lib.study.study import unwrap
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
@@ -69,7 +69,7 @@ def of_evaluation(result: Result) -> Drawn:
 
 def of_comparison(result: Result) -> Drawn:
     outcomes = [Outcome.read(one) for one in result["outcomes"]]
-    base = Reading.read(result["base"])
+    base = ModelReading(**result["base"])
     if "start" in result:  # results of before it was kept have their fronts from the notebook alone
         for measure in compare.MEASURES:
             drawn = partial(comparison.pareto, outcomes, result["start"], measure)

@@ -173,6 +173,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "paired-smollm2-jailbreak": lambda: paired(
         "smollm2-135m/jailbreak/seed0", "surgery_covariance", "caa", "ablation", "ridge_ablation"
     ),
+    "damage-smollm2-jailbreak": lambda: kept(
+        "smollm2-135m/jailbreak/seed0/tables/compare_damage.md"
+    ),
     "smollm2-agreement": lambda: kept(f"{SMOLLM2}/agreement.md"),
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
     "paired-smollm2": lambda: paired(

@@ -27,7 +27,7 @@ from surgery_lib.evaluation.statistics import proportion
 from surgery_lib.models import generation
 from surgery_lib.profile import Capability, closest
 from surgery_lib.selection import search
-from surgery_lib.selection.outcome import Outcome, Reached, Reading, Spent
+from surgery_lib.selection.outcome import BudgetPoint, MeasuredCost, ModelReading, Outcome
 from surgery_lib.selection.trials import BOTH, HELD, MEASURES, Trial, best_at
 from surgery_lib.selection.unsearched import by_damage
 from surgery_lib.study import Study
@@ -159,7 +159,7 @@ class Comparison:
             kind=baseline.kind,
             points=points,
             trials=trials,
-            cost=Spent(
+            cost=MeasuredCost(
                 **asdict(fitted.cost(**rest)),
                 fit_seconds=seconds,
                 fit_memory=peak[0],
@@ -180,9 +180,11 @@ class Comparison:
         found = {"first_token_kl": damage.first_token_kl, "context_kl": damage.context_kl}
         return {name: one.value for name, one in found.items() if one is not None}
 
-    def _points(self, fitted: Fitted, trials: Sequence[Trial], *, searched: bool) -> list[Reached]:
+    def _points(
+        self, fitted: Fitted, trials: Sequence[Trial], *, searched: bool
+    ) -> list[BudgetPoint]:
         """For each way of holding a budget the best trial, read on test; each trial once."""
-        readings: dict[int, Reading] = {}
+        readings: dict[int, ModelReading] = {}
         points = []
         for held, measures in HELD.items():
             for budget, trial in best_at(trials, measures, BUDGETS, searched=searched).items():
@@ -194,17 +196,17 @@ class Comparison:
                 if held == BOTH and budget == BUDGETS[1]:
                     found["capability"] = self._capability(fitted, trial.knobs)
                 found |= {"trial": trial.number, "knobs": dict(trial.knobs)}
-                points.append(Reached(measure=held, budget=budget, **found))
+                points.append(BudgetPoint(measure=held, budget=budget, **found))
         return points
 
-    def _read(self, fitted: Fitted, trial: Trial) -> Reading:
+    def _read(self, fitted: Fitted, trial: Trial) -> ModelReading:
         with fitted.applied(self.model, **trial.knobs) as changed:
             return self.reading(self.test.read(changed), changed)
 
-    def reading(self, reading: Evaluation, model: Any) -> Reading:
+    def reading(self, reading: Evaluation, model: Any) -> ModelReading:
         """A test reading as plain numbers, with the flags that paired tests need."""
         names = [scorer.name for scorer in self.test.scorers]
-        return Reading(
+        return ModelReading(
             twins=self._twins(model),
             test=reading.as_dict(),
             against_base={n: self.test.against_base(reading, n).as_dict() for n in names},
@@ -230,7 +232,7 @@ class Comparison:
         flags = responses.flags(found["rows"], self.refusal[0].name)
         return {**proportion(flags).as_dict(), "flags": flags.astype(int).tolist()}
 
-    def base(self) -> Reading:
+    def base(self) -> ModelReading:
         """The unedited model on the test split."""
         found = self.reading(self.test.base, self.model)
         if self.plan.capability and self.tasks.tasks:

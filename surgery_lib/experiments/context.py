@@ -76,10 +76,8 @@ class Context(Study):
         return Surgery.load(self.path("surgery"))
 
     def table(self, fitted: Mapping[str, probe.Probe]) -> Table:
-        """What edits are built from: those of these probes that the profile's search tries."""
-        tried = activations.layer_numbers(self.load_model()[0], self.profile.region.layers)
-        members = {name: one for name, one in fitted.items() if one.layer in tried}
-        return prepare(*self.load_model(), members, self.data(), self.profile, self.guide)
+        """What edits along these probes are built from."""
+        return prepare(*self.load_model(), fitted, self.data(), self.profile, self.guide)
 
     def ledger(self, key: str | None = None) -> sweep.Ledger:
         """The points of the search for an edit that are measured already."""

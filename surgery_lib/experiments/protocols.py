@@ -18,7 +18,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation import capability as tasks
 from surgery_lib.evaluation import protocols
 from surgery_lib.evaluation.damage import Reference
-from surgery_lib.evaluation.provoked import BASE, Provoked
+from surgery_lib.evaluation.operation import BASE, OperationResult
 from surgery_lib.models import activations, serving
 from surgery_lib.patient import lexicon
 from surgery_lib.profile import Behaviour, Profile
@@ -145,14 +145,16 @@ class ProtocolRunner:
                 if own or protocol not in ONLY_OWN:
                     yield name, protocol
 
-    def run(self, operation: Operation, reference: Reference, progress: bool = True) -> Provoked:
+    def run(
+        self, operation: Operation, reference: Reference, progress: bool = True
+    ) -> OperationResult:
         """The operation's protocols, tasks and damage, the model as it was again afterwards."""
         with operations.applied(self.model, operation.surgeries):
             with serving.engine(self.model, self.tokenizer, self.profile.evaluation) as writer:
-                provoked = self._provoke(writer, operation, progress)
+                found = self._provoke(writer, operation, progress)
                 capability = self.capability(writer)
             damage = reference.compare(self.model, parts=("first", "perplexity"))
-        return Provoked(provoked, capability, damage)
+        return OperationResult(found, capability, damage)
 
     def _provoke(
         self, writer: Any, operation: Operation, progress: bool

@@ -14,7 +14,7 @@ from surgery_lib.report.comparison import (
 )
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value
-from surgery_lib.selection.outcome import Outcome, Reached, Reading
+from surgery_lib.selection.outcome import BudgetPoint, ModelReading, Outcome
 from surgery_lib.selection.trials import BOTH
 
 PAPER = "surgery_paper"
@@ -38,7 +38,7 @@ NEEDS: dict[str, Callable[[Outcome], bool]] = {
 
 
 def placed(
-    points: Mapping[str, Reached], name: str, among: Collection[str], scorer: str
+    points: Mapping[str, BudgetPoint], name: str, among: Collection[str], scorer: str
 ) -> dict[str, list[str]]:
     """The other methods: `less` of the behaviour than the named one, `level`, or `more`.
 
@@ -73,7 +73,7 @@ def paired_table(
     """
     budgets = budgets_of(outcomes)
 
-    def cell(points: Mapping[str, Reached], name: str, other: str) -> str:
+    def cell(points: Mapping[str, BudgetPoint], name: str, other: str) -> str:
         if name not in points or other not in {*points, NOTHING}:
             return "-"
         if other == NOTHING:
@@ -116,7 +116,7 @@ def against_paper_table(studies: Mapping[str, Mapping[str, Any]]) -> str:
     return markdown_table(header, lines)
 
 
-def closing(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> str:
+def closing(outcomes: Sequence[Outcome], base: ModelReading, measure: str, scorer: str) -> str:
     """Where surgery wins and where it loses, at each budget, in words made from the numbers."""
     lines = []
     for budget in budgets_of(outcomes):

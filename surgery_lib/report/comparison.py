@@ -17,11 +17,11 @@ from surgery_lib.report.fronts import measure_name as measure_name
 from surgery_lib.report.fronts import pareto as pareto
 from surgery_lib.report.style import INK, WIDTH, error_bars, from_zero, markdown_table, percent
 from surgery_lib.report.style import interval as shown
-from surgery_lib.selection.outcome import Outcome, Reached, Reading
+from surgery_lib.selection.outcome import BudgetPoint, ModelReading, Outcome
 from surgery_lib.selection.trials import HELD
 
 
-def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, Reached]:
+def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, BudgetPoint]:
     """Method → its point at one budget; methods that reach none are left out."""
     found = {outcome.name: outcome.at(measure, budget) for outcome in outcomes}
     return {name: point for name, point in found.items() if point is not None}
@@ -38,7 +38,9 @@ def held(outcomes: Sequence[Outcome]) -> list[str]:
     return [name for name in HELD if name in known]
 
 
-def budget_panels(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> Figure:
+def budget_panels(
+    outcomes: Sequence[Outcome], base: ModelReading, measure: str, scorer: str
+) -> Figure:
     """Behaviour on test prompts of every method, a panel a budget; the best at the middle first."""
     budgets = budgets_of(outcomes)
     found = {budget: at_budget(outcomes, measure, budget) for budget in budgets}
@@ -51,7 +53,8 @@ def budget_panels(outcomes: Sequence[Outcome], base: Reading, measure: str, scor
         order = (middle, *reversed(budgets))
         return tuple(rate(name, b)["value"] if name in found[b] else 1.0 for b in order)
 
-    names = sorted({name for points in found.values() for name in points}, key=left)
+    known = {name for points in found.values() for name in points}
+    names = sorted(sorted(known), key=left)  # of equal ones by name: a set has no order
     size = (WIDTH, 1.5 + 0.26 * len(names))
     figure, grid = plt.subplots(
         1, len(budgets), sharex=True, sharey=True, figsize=size, squeeze=False
@@ -79,14 +82,14 @@ def budget_panels(outcomes: Sequence[Outcome], base: Reading, measure: str, scor
     return figure
 
 
-def _fewer_than_base(points: Mapping[str, Reached], scorer: str) -> int:
+def _fewer_than_base(points: Mapping[str, BudgetPoint], scorer: str) -> int:
     """How many methods leave less than the unedited model, all tests together (Holm)."""
     pairs = [point.against_base[scorer] for point in points.values()]
     clear = holm([pair["p"] for pair in pairs])
     return sum(one and pair["difference"] < 0 for one, pair in zip(clear, pairs, strict=True))
 
 
-def table(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str) -> str:
+def table(outcomes: Sequence[Outcome], base: ModelReading, measure: str, scorer: str) -> str:
     """Behaviour on test prompts at each budget, best at the middle budget first.
 
     `measure` is one of damage, or both at once. A cell beyond its budget on test has a dagger.
@@ -128,7 +131,9 @@ def table(outcomes: Sequence[Outcome], base: Reading, measure: str, scorer: str)
     return text + notes(outcomes)
 
 
-def damage_table(outcomes: Sequence[Outcome], base: Reading, measure: str, budget: float) -> str:
+def damage_table(
+    outcomes: Sequence[Outcome], base: ModelReading, measure: str, budget: float
+) -> str:
     """What each method's point at one budget costs on test data: perplexity, KL, capability."""
     lines = []
     for name, point in at_budget(outcomes, measure, budget).items():

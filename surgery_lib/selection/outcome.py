@@ -9,7 +9,7 @@ from surgery_lib.selection.trials import HELD, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reading:
+class ModelReading:
     """A model on the test prompts.
 
     `test` is an `Evaluation` as plain numbers; `flags` (prompts,) and the paired `against_base` are
@@ -28,14 +28,9 @@ class Reading:
         found: Mapping[str, Any] = self.test["rate"][scorer]
         return found
 
-    @classmethod
-    def read(cls, held: Mapping[str, Any]) -> Self:
-        """From what `asdict` gives."""
-        return cls(**held)
-
 
 @dataclass(frozen=True, kw_only=True)
-class Reached(Reading):
+class BudgetPoint(ModelReading):
     """The point that a method reaches at one budget, held in one way (`HELD`)."""
 
     measure: str
@@ -51,7 +46,7 @@ class Reached(Reading):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spent(Cost):
+class MeasuredCost(Cost):
     """`Cost` with what was measured: seconds and bytes of the fit, time to generate over bare."""
 
     fit_seconds: float = 0.0
@@ -68,9 +63,9 @@ class Outcome:
 
     name: str
     kind: str
-    points: Sequence[Reached]
+    points: Sequence[BudgetPoint]
     trials: Sequence[Trial]
-    cost: Spent
+    cost: MeasuredCost
     searched: bool = True
     start: Mapping[str, float] = field(default_factory=dict)
 
@@ -79,7 +74,7 @@ class Outcome:
         """Its name in a table."""
         return self.name.replace("_", " ")
 
-    def at(self, measure: str, budget: float) -> Reached | None:
+    def at(self, measure: str, budget: float) -> BudgetPoint | None:
         """Its point at a budget held in that way, if it reaches one."""
         found = (p for p in self.points if (p.measure, p.budget) == (measure, budget))
         return next(found, None)
@@ -92,8 +87,8 @@ class Outcome:
     def read(cls, held: Mapping[str, Any]) -> Self:
         """From what `as_dict` gives."""
         parts = {
-            "points": [Reached.read(point) for point in held["points"]],
+            "points": [BudgetPoint(**point) for point in held["points"]],
             "trials": [Trial(**trial) for trial in held["trials"]],
-            "cost": Spent(**held["cost"]),
+            "cost": MeasuredCost(**held["cost"]),
         }
         return cls(**{**held, **parts})

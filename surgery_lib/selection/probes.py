@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from surgery_lib.behaviour import BehaviourData, Example
+from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.profile.schema import Probe as Settings
@@ -68,8 +69,15 @@ def fit_probes(
     seed: int = 0,
     cache: Path | None = None,
 ) -> dict[str, probe.Probe]:
-    """Probes by name, at no more than `count` of the profile's layers, by all its estimators."""
-    layers = spaced(activations.layer_numbers(model, profile.probe.layers), count)
+    """Probes by name, at no more than `count` of the layers that the profile fits and searches.
+
+    UserError where it searches none that it fits.
+    """
+    tried = activations.layer_numbers(model, profile.region.layers)
+    fitted = activations.layer_numbers(model, profile.probe.layers)
+    layers = spaced([number for number in fitted if number in tried], count)
+    if not layers:
+        raise UserError("region.layers has none of probe.layers; name some of them there")
     found = read(model, tokenizer, data.examples["train"], profile.probe, layers, cache)
     return fit(*found, profile.probe, layers, data.name, seed)
 

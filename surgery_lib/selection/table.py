@@ -10,6 +10,7 @@ from surgery_lib.baselines.base import TrainingData
 from surgery_lib.baselines.covariance import Covariance, FittedCovariance
 from surgery_lib.baselines.own import Score
 from surgery_lib.behaviour import BehaviourData
+from surgery_lib.errors import UserError
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
 from surgery_lib.surgery import Surgery, Unit, region
@@ -82,11 +83,15 @@ def prepare(
     profile: Profile,
     score: Score | None = None,
 ) -> Table:
-    """Score all rows by every rule of the profile, for every probe.
+    """Score all rows by every rule of the profile, for every probe at its `region.layers`.
 
     The covariance rule has a direction of its own, which joins the probes; `score` tells the
-    model's own completions of training prompts apart for it.
+    model's own completions of training prompts apart for it. UserError where no probe is left.
     """
+    tried = activations.layer_numbers(model, profile.region.layers)
+    probes = {name: one for name, one in probes.items() if one.layer in tried}
+    if not probes:
+        raise UserError("no probe was fitted at the region.layers; name some of probe.layers there")
     matrix = profile.region.matrix
     scores: dict[Pair, Tensor] = {}
     fitted, members = None, dict(probes)

@@ -15,7 +15,7 @@ from surgery_lib.evaluation import statistics
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments import comparison as compare
 from surgery_lib.report import advice, comparison
-from surgery_lib.selection.outcome import Outcome, Reached, Reading, Spent
+from surgery_lib.selection.outcome import BudgetPoint, MeasuredCost, ModelReading, Outcome
 from surgery_lib.study import Study
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -31,14 +31,19 @@ def outcome(
     value = sum(flags) / len(flags)
     rate = {"value": value, "low": value, "high": value, "n": len(flags)}
     test = {"rate": {"exact": rate}, "perplexity_rise": 0.01, "distinct": {"distinct_2": 0.9}}
-    point = Reached(measure="context_kl", budget=0.05, test=test, flags={"exact": flags})
+    point = BudgetPoint(measure="context_kl", budget=0.05, test=test, flags={"exact": flags})
     cost = {"labels": 0, "forward_tokens": 0} | cost
     return Outcome(
-        name=name, kind=kind, points=[point], trials=[], cost=Spent(**cost), start=start or {}
+        name=name,
+        kind=kind,
+        points=[point],
+        trials=[],
+        cost=MeasuredCost(**cost),
+        start=start or {},
     )
 
 
-def unedited(flags: list[int]) -> Reading:
+def unedited(flags: list[int]) -> ModelReading:
     return outcome("base", flags).points[0]
 
 

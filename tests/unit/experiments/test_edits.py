@@ -13,7 +13,7 @@ from surgery_lib.baselines.tuning import Delta
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data import load as behaviours
 from surgery_lib.experiments import edits, shelf
-from surgery_lib.selection.outcome import Outcome, Reached, Spent
+from surgery_lib.selection.outcome import BudgetPoint, MeasuredCost, Outcome
 from surgery_lib.study import Study
 
 METHODS = ["surgery_random_direction", "caa"]
@@ -77,8 +77,8 @@ def test_a_comparison_says_how_a_method_is_set(
     study: Study, held: tuple[Any, Any, BehaviourData]
 ) -> None:
     knobs = {"strength": 9.0, "depth": 0.25, "direction": "lda"}
-    point = Reached(measure="both", budget=0.05, knobs=knobs, test={}, flags={})
-    cost = Spent(labels=0, forward_tokens=0)
+    point = BudgetPoint(measure="both", budget=0.05, knobs=knobs, test={}, flags={})
+    cost = MeasuredCost(labels=0, forward_tokens=0)
     known = Outcome(name="surgery", kind="weights", points=[point], trials=[], cost=cost)
     study.write_json("comparison.json", {"outcomes": [known.as_dict()]})
     _, surgery = edits.edits(study, *held, [], labels=24, contexts=4)

@@ -14,8 +14,8 @@ from surgery_lib import scorers
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, statistics
+from surgery_lib.evaluation.operation import payload
 from surgery_lib.evaluation.protocols import PROTOCOLS
-from surgery_lib.evaluation.provoked import payload
 from surgery_lib.experiments.protocols import (
     BY_ROLE,
     PATIENT,

@@ -14,12 +14,12 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.evaluation.statistics import Estimate
 from surgery_lib.evaluation.variants import capability_change, variants
-from surgery_lib.models import layout
+from surgery_lib.models import activations, layout
 from surgery_lib.profile import Behaviour, Budget, Controls, EvaluationSettings, Profile
 from surgery_lib.report import tables
 from surgery_lib.selection import choose, sweep
 from surgery_lib.selection.find import SEARCH
-from surgery_lib.selection.table import Point, Table
+from surgery_lib.selection.table import Point, Table, prepare
 from surgery_lib.surgery import Surgery, controls, probe, region
 
 SPEC = Behaviour.model_validate(
@@ -56,10 +56,15 @@ def data() -> BehaviourData:
     )
 
 
+def make_probe(model: Any, layer: int) -> probe.Probe:
+    """A random direction that says it is of this layer."""
+    direction = torch.randn(layout.hidden_width(model), generator=torch.Generator().manual_seed(1))
+    return probe.Probe(direction / direction.norm(), direction, 0.0, layer, "lda")
+
+
 def made(model: Any) -> tuple[Table, probe.Probe]:
     """A table with one random probe."""
-    direction = torch.randn(layout.hidden_width(model), generator=torch.Generator().manual_seed(1))
-    one = probe.Probe(direction / direction.norm(), direction, 0.0, 2, "lda")
+    one = make_probe(model, 2)
     scores = {("cosine", one.name): region.cosine_scores(model, one.direction)}
     norm = region.mean_row_norm(model)
     return Table({one.name: one}, scores, "row_norm", "gate", norm), one
@@ -76,6 +81,24 @@ def meter(model: Any, tokenizer: Any) -> Evaluator:
         [Vowels()],
         split="validation",
     )
+
+
+def test_a_search_tries_the_probes_at_its_layers(tiny: Any) -> None:
+    model, tokenizer = tiny
+    fitted = [make_probe(model, layer) for layer in (0, 1, 2)]
+    probes = {one.name: one for one in fitted}
+
+    def tried(layers: Any) -> set[int]:
+        settings = Profile.model_validate({**SEARCH, "region": {"layers": layers}})
+        table = prepare(model, tokenizer, probes, data(), settings)
+        assert {name for _, name in table.scores} == set(table.probes)
+        return {one.layer for one in table.probes.values()}
+
+    last = activations.n_layers(model) - 1
+    assert tried("all") == {0, 1, 2} and tried([1, -1]) == {1, last} & {0, 1, 2}
+    del probes[fitted[1].name]
+    with pytest.raises(UserError, match="at the region"):
+        tried([1])
 
 
 def test_a_killed_sweep_goes_on_where_it_stopped(tiny: Any, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import re
+import tempfile
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,7 @@ from surgery_lib.site import slim
 from surgery_lib.site.markup import PANEL
 from surgery_lib.site.runs import find
 
+MACHINE = Path(tempfile.gettempdir(), "run").as_posix()  # where a notebook was run
 RUDE = "you utter blorb of a man"
 COMMITTED = sorted((home() / "results").glob("**/notebooks/*.ipynb"))
 
@@ -35,7 +37,7 @@ def executed(picture: str) -> nbformat.NotebookNode:
     table = f"| prompt | before |\n|---|---|\n| a | {RUDE} |\n"
     outputs = [
         v4.new_output("stream", name="stderr", text="\r 50%\r100%"),
-        v4.new_output("stream", name="stdout", text="wrote /home/ann/run/results/a.json\n"),
+        v4.new_output("stream", name="stdout", text=f"wrote {MACHINE}/results/a.json\n"),
         v4.new_output("display_data", data=shown),
         v4.new_output("display_data", data={"image/png": picture, "text/plain": "<Figure>"}),
         v4.new_output("execute_result", data={"text/markdown": table, "text/plain": "<x>"}),
@@ -43,7 +45,7 @@ def executed(picture: str) -> nbformat.NotebookNode:
         v4.new_output("execute_result", data={"text/html": f"<p class={PANEL}>ab {RUDE}</p>"}),
         v4.new_output("execute_result", data={"text/markdown": "| rate |\n|---|\n| 2.5 |\n"}),
     ]
-    cell = v4.new_code_cell('results = "/home/ann/run/results"', outputs=outputs, id="code")
+    cell = v4.new_code_cell(f'results = "{MACHINE}/results"', outputs=outputs, id="code")
     cell.metadata = {"tags": ["injected-parameters"], "papermill": {"duration": 1.0}}
     links = "[next](02_region.ipynb) [far](05_compare.ipynb)"
     notebook = v4.new_notebook(cells=[v4.new_markdown_cell(links, id="words"), cell])
@@ -57,7 +59,7 @@ def test_a_copy_keeps_results_and_drops_logs_widgets_and_paths(tmp_path: Path) -
     copy = nbformat.reads(text, as_version=4)
     nbformat.validate(copy)
     assert len(text) < 10_000 and set(copy.metadata) <= {"kernelspec", "language_info"}
-    assert "/home/ann" not in text and "papermill" not in text and "widget" not in text
+    assert MACHINE not in text and "papermill" not in text and "widget" not in text
     code = copy.cells[1]
     assert code.source == 'results = "results"' and code.metadata == {
         "tags": ["injected-parameters"]

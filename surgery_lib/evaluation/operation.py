@@ -12,7 +12,7 @@ BASE = "base"  # the operation that changes nothing
 
 
 @dataclass(frozen=True)
-class Provoked:
+class OperationResult:
     """`protocols` by name, completions included; `capability` by task, its items included."""
 
     protocols: Mapping[str, Mapping[str, Any]]
@@ -20,7 +20,7 @@ class Provoked:
     damage: Damage
 
 
-def payload(results: Mapping[str, Provoked]) -> dict[str, Any]:
+def payload(results: Mapping[str, OperationResult]) -> dict[str, Any]:
     """Operation → its results without completions and items.
 
     Each protocol of an edited model carries its paired comparison with the base, by group.
