@@ -9,8 +9,9 @@ from matplotlib.figure import Figure
 
 from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 
-# What selected rows have in common: by effect or covariance they lie at any cosine with it.
-SELECTED = {False: "Rows opposed to it", True: "Rows that act on it"}
+# What selected rows have in common; by the other rules they lie at any cosine with a direction.
+OPPOSED = "Rows opposed to it"
+SELECTED = {"effect": "Rows that act on it", "covariance": "Rows that the edit moves"}
 
 
 def overview(probe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Figure:
@@ -40,7 +41,7 @@ def _probe(axes: Any, result: Mapping[str, Any]) -> None:
 
 
 def _region(axes: Any, result: Mapping[str, Any]) -> None:
-    chosen = SELECTED[result["rule"] in ("effect", "covariance")]
+    chosen = SELECTED.get(result["rule"], OPPOSED)
     edges = np.asarray(result["edges"])
     axes.stairs(
         result["counts"], edges, color=INK["grey"], fill=True, alpha=0.5, label="all gate rows"
