@@ -57,14 +57,16 @@ class Study:
             raise UserError(f"seed = {seed!r}: give a whole number from 0 to 2³² − 1")
         if not isinstance(results, str | Path) or "\0" in str(results):
             raise UserError(f"results = {results!r} is no folder; give its path")
-        if not settings.model.id.startswith("embedded:"):  # those are trained by notebook 00
-            models.resolve(settings.model.id)
-        _check_paths(settings)
         folder = home() / results / settings.name
         if behaviour is not None:
             folder = folder / behaviour / f"seed{seed}"
         study = cls(settings, behaviour, seed, folder, dict(overrides or {}))
-        study._claim()
+        held = study._holds_this()  # before a model is converted, which takes minutes
+        if not settings.model.id.startswith("embedded:"):  # those are trained by notebook 00
+            models.resolve(settings.model.id)
+        _check_paths(settings)
+        if not held:
+            study.write_json("study.json", study.settings())
         set_seeds(seed)
         return study
 
@@ -160,24 +162,23 @@ class Study:
             del dump["behaviours"]
         return dump
 
-    def _claim(self) -> None:
-        """Record the settings in the folder, or refuse a folder recorded with other ones.
+    def _holds_this(self) -> bool:
+        """Whether the folder has recorded these very settings; UserError where it has others.
 
         Settings that only one side knows, after the profile's format has grown, do not count.
         """
         path = self.path("study.json")
-        if path.is_file():
-            held = unwrap(files.read_json(path), path)
-            if not isinstance(held, dict):
-                raise UserError(f"{path} is not a study's settings; delete it and run again")
-            if found := difference(held, self.settings(), self.folder):
-                raise UserError(
-                    f"{self.folder} holds another study ({found}); choose another results= or "
-                    "delete that folder"
-                )
-            if held == self.settings():
-                return
-        self.write_json("study.json", self.settings())
+        if not path.is_file():
+            return False
+        held = unwrap(files.read_json(path), path)
+        if not isinstance(held, dict):
+            raise UserError(f"{path} is not a study's settings; delete it and run again")
+        if found := difference(held, self.settings(), self.folder):
+            raise UserError(
+                f"{self.folder} holds another study ({found}); choose another results= or "
+                "delete that folder"
+            )
+        return bool(held == self.settings())
 
     def _relative(self, path: Path) -> str:
         """A path as it reads on every machine: from the study's folder or from the repository."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
 from surgery_lib.behaviour import SPLITS, BehaviourData
+from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
 from surgery_lib.models import activations, layout
@@ -24,9 +25,18 @@ CONTEXT_PAIRS = 40
 
 
 def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: BehaviourData) -> Bench:
-    """The bench of a study whose edit notebook 03 has chosen; prompts are those of validation."""
+    """The bench of a study whose edit notebook 03 has chosen; prompts are those of validation.
+
+    UserError where that edit moves the rows of every block along a direction of the block's own.
+    """
     profile = study.profile
     surgery = Surgery.load(study.path("surgery"))
+    if surgery.direction.dim() > 1:
+        raise UserError(
+            f"the chosen edit (rule {surgery.about['rule']}) has a direction for every block; its "
+            'parts are taken away for one direction alone: give overrides = {"region.rules": '
+            '["cosine", "effect"]} and another results= to notebooks 01 to 06'
+        )
     probes = probe.load(study.path("probe.safetensors"))
     chosen = probes[surgery.about["probe"]]
     meter = Evaluator(

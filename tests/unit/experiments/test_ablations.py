@@ -97,6 +97,19 @@ def bench(
         yield material.prepare(study, model, tokenizer, data), study
 
 
+def test_an_edit_with_a_direction_for_every_block_is_refused(
+    bench: tuple[Bench, Study], tmp_path: Path
+) -> None:
+    one, _ = bench
+    blocks = one.surgery.direction.expand(len(layout.blocks(one.model)), -1)
+    about = one.surgery.about | {"rule": "covariance", "probe": "likelihood@3"}
+    study = Study.start(results=tmp_path)
+    edit = Surgery.build(one.model, one.surgery.rows, blocks, 1.0, about=about)
+    edit.save(study.path("surgery"))
+    with pytest.raises(UserError, match=r"every block.*region\.rules"):
+        material.prepare(study, one.model, one.tokenizer, one.data)
+
+
 def measured(bench: Bench) -> dict[str, list[Measurement]]:
     return {
         name: bench.measure(asked.variants(bench), texts=2) for name, asked in QUESTIONS.items()

@@ -203,6 +203,12 @@ def test_a_folder_of_another_study_is_refused(tmp_path: Path) -> None:
     Study.start(results=tmp_path / "other", overrides={"probe.max_tokens": 50})
 
 
+def test_another_study_is_seen_before_its_model_is_read(tmp_path: Path) -> None:
+    Study.start(results=tmp_path)
+    with pytest.raises(UserError, match=r"another study \(model.id"):
+        Study.start(results=tmp_path, overrides={"model.id": "nowhere.gguf"})
+
+
 def test_a_search_that_found_nothing_goes_on_with_other_settings(tmp_path: Path) -> None:
     def start(overrides: dict[str, Any]) -> Study:
         return Study.start(results=tmp_path, overrides=overrides)
