@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, TrainingData
@@ -34,7 +35,7 @@ class FittedAblation(Read):
     @contextmanager
     def applied(
         self,
-        model: Any,
+        model: PreTrainedModel,
         strength: float,
         *,
         depth: float = 0.5,
@@ -90,7 +91,7 @@ class Ablation(Method[FittedAblation], name="ablation", kind="weights"):
 
 
 @contextmanager
-def _as_hooks(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
+def _as_hooks(model: PreTrainedModel, direction: Tensor, strength: float) -> Iterator[None]:
     def change(hidden: Tensor) -> Tensor:
         unit = direction.to(hidden)
         return hidden - strength * (hidden @ unit)[..., None] * unit
@@ -105,7 +106,7 @@ def _as_hooks(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
 
 
 @contextmanager
-def _as_weights(model: Any, direction: Tensor, strength: float) -> Iterator[None]:
+def _as_weights(model: PreTrainedModel, direction: Tensor, strength: float) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(_untied(model))
         tensors = _writers(model)
@@ -118,7 +119,7 @@ def _as_weights(model: Any, direction: Tensor, strength: float) -> Iterator[None
 
 
 @contextmanager
-def _untied(model: Any) -> Iterator[None]:
+def _untied(model: PreTrainedModel) -> Iterator[None]:
     # Ablating a tied matrix would also change what the output layer reads.
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     tied = inputs.weight
@@ -130,7 +131,7 @@ def _untied(model: Any) -> Iterator[None]:
         inputs.weight = tied
 
 
-def _writers(model: Any) -> list[Tensor]:
+def _writers(model: PreTrainedModel) -> list[Tensor]:
     """Views (any, width) of all that is written to the residual stream, biases included."""
     embeddings = [
         module for module in model.base_model.children() if isinstance(module, nn.Embedding)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from scipy.stats import rankdata
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
@@ -29,7 +30,7 @@ class FittedAura(Read):
     width: int
 
     @contextmanager
-    def applied(self, model: Any, strength: float) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float) -> Iterator[Any]:
         """Units scaled by 1 - strength times their dampening."""
         found = [rows.weight for rows in layout.weight_rows(model, "down")] if strength else []
         with tools.restored(found):

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations
@@ -118,7 +119,7 @@ class Fitted(Protocol):
     """
 
     def applied(
-        self, model: Any, strength: float, *args: Any, **knobs: Any
+        self, model: PreTrainedModel, strength: float, *args: Any, **knobs: Any
     ) -> AbstractContextManager[Any]:
         """The model to use inside the `with` block; most often the same object, changed.
 
@@ -151,7 +152,7 @@ class Baseline(Protocol):
 
     def fit(
         self,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Any,
         data: TrainingData,
         *args: Any,
@@ -168,7 +169,7 @@ class Baseline(Protocol):
 class Lesson:
     """What a fit gets: the model, which it leaves as it is, and the data."""
 
-    model: Any
+    model: PreTrainedModel
     tokenizer: Any
     data: TrainingData
     seed: int = 0
@@ -213,7 +214,13 @@ class Method(ABC, Generic[Result]):
         cls.name, cls.kind = name, kind
 
     def fit(
-        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        data: TrainingData,
+        *,
+        seed: int = 0,
+        **fixed: Any,
     ) -> Result:
         """Learn from the data; `fixed` are settings of `learn`."""
         return self.learn(Lesson(model, tokenizer, data, seed), **fixed)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -25,7 +26,7 @@ class FittedCaa(Read):
 
     @contextmanager
     def applied(
-        self, model: Any, strength: float, *, depth: float = 0.6, baked: bool = False
+        self, model: PreTrainedModel, strength: float, *, depth: float = 0.6, baked: bool = False
     ) -> Iterator[Any]:
         """Take `strength` times the vector off the input of the block at `depth`."""
         index = tools.block_at(model, depth)

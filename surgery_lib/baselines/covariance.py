@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import own, tools
 from surgery_lib.baselines.base import (
@@ -47,7 +48,7 @@ class FittedCovariance(Read):
     samples: int = 0
 
     @contextmanager
-    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
         """The model operated on, as `plan` says."""
         with self.plan(model, strength, **knobs).applied(model):
             yield model

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from surgery_lib.errors import UserError
 
@@ -46,7 +46,7 @@ class Steered(ABC):
     cached: ClassVar[bool] = False
 
     @contextmanager
-    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
         """The model whose logits are those that the method samples from."""
         if strength == 0:
             yield model
@@ -55,12 +55,12 @@ class Steered(ABC):
             yield model
 
     @abstractmethod
-    def change(self, model: Any, strength: float, *args: Any, **knobs: Any) -> Rule:
+    def change(self, model: PreTrainedModel, strength: float, *args: Any, **knobs: Any) -> Rule:
         """What a call's logits become; its knobs are those of the method."""
 
 
 @contextmanager
-def processed(model: Any, change: Rule, *, cached: bool = False) -> Iterator[Any]:
+def processed(model: PreTrainedModel, change: Rule, *, cached: bool = False) -> Iterator[Any]:
     """The model with `change` between its logits and whoever reads them.
 
     `cached` makes every call keep its keys and values, for rules that continue from them.
@@ -121,7 +121,7 @@ class Companion:
         return self.run(call, cache).float()
 
 
-def companion(model: Any) -> Companion:
+def companion(model: PreTrainedModel) -> Companion:
     """A companion that is an ordinary causal language model with the same vocabulary."""
 
     def run(call: Call, cache: Any) -> Tensor:

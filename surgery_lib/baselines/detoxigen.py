@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import decoding, pairs
 from surgery_lib.baselines.base import Cost, SearchRange, strength_range
@@ -33,7 +34,7 @@ class FittedDetoxigen(decoding.Steered):
     prompt: SoftPrompt
     spent: Spent = field(default_factory=Spent)
 
-    def change(self, model: Any, strength: float, top_p: float = 0.9) -> decoding.Rule:
+    def change(self, model: PreTrainedModel, strength: float, top_p: float = 0.9) -> decoding.Rule:
         """The model, steered away from itself behind the soft prompt."""
         prompted = decoding.Companion(self._runner(model))
 
@@ -43,7 +44,7 @@ class FittedDetoxigen(decoding.Steered):
 
         return change
 
-    def _runner(self, model: Any) -> Any:
+    def _runner(self, model: PreTrainedModel) -> Any:
         def run(call: decoding.Call, cache: Any) -> Tensor:
             with self.prompt.applied(model):
                 # Past the hook on the model's output, which this very call is made from.

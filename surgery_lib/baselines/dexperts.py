@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import decoding
 from surgery_lib.baselines.base import Cost, SearchRange, strength_range
@@ -26,7 +27,7 @@ class FittedDexperts(decoding.Steered):
     anti: Any
     spent: Spent = field(default_factory=Spent)
 
-    def change(self, model: Any, strength: float, top_p: float = 0.9) -> decoding.Rule:
+    def change(self, model: PreTrainedModel, strength: float, top_p: float = 0.9) -> decoding.Rule:
         """The base model, steered inside its nucleus of `top_p`."""
         expert, anti = decoding.companion(self.expert), decoding.companion(self.anti)
 
@@ -62,7 +63,7 @@ class Dexperts(Trained[FittedDexperts], name="dexperts", kind="decoding"):
 
 
 @torch.no_grad()
-def copied(model: Any, delta: Delta) -> Any:
+def copied(model: PreTrainedModel, delta: Delta) -> Any:
     """A copy of the model with the change added, beside the model itself."""
     other = copy.deepcopy(model).eval().requires_grad_(False)
     for name, change in delta.tensors.items():

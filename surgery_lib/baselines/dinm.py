@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import pairs
 from surgery_lib.baselines.base import strength_range
@@ -31,7 +32,9 @@ EDIT_WEIGHT = 0.1
 
 
 @torch.no_grad()
-def distances(model: Any, found: Sequence[pairs.Pair], spent: Spent, relative: bool) -> Tensor:
+def distances(
+    model: PreTrainedModel, found: Sequence[pairs.Pair], spent: Spent, relative: bool
+) -> Tensor:
     """How far apart the pooled states of chosen and rejected texts are after each block: (blocks,).
 
     The L2 norm, averaged over the pairs; `relative` divides it by the norm of the states.

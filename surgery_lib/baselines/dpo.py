@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import pairs
 from surgery_lib.baselines.training import (
@@ -21,7 +22,7 @@ from surgery_lib.baselines.training import (
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 
 
-def margins(model: Any, batch: Sequence[pairs.Pair], spent: Spent) -> Tensor:
+def margins(model: PreTrainedModel, batch: Sequence[pairs.Pair], spent: Spent) -> Tensor:
     """Log-likelihood of the chosen completion less that of the rejected: (pairs,)."""
     rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
     starts = [pair.start for pair in batch] * 2

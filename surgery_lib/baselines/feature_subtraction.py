@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -32,7 +33,7 @@ class FittedFeature(Read):
 
     @contextmanager
     def applied(
-        self, model: Any, strength: float, *, vector: str = "probe", baked: bool = False
+        self, model: PreTrainedModel, strength: float, *, vector: str = "probe", baked: bool = False
     ) -> Iterator[Any]:
         """Subtract `strength` times the unit along the vector."""
         block = layout.blocks(model)[-1]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -34,7 +35,7 @@ class FittedIti(Read):
     @contextmanager
     def applied(
         self,
-        model: Any,
+        model: PreTrainedModel,
         strength: float,
         *,
         heads: float = 0.1,
@@ -110,7 +111,7 @@ class Iti(Method[FittedIti], name="iti", kind="hook"):
         )
 
 
-def _head_states(model: Any, tokenizer: Any, texts: Any) -> tuple[Tensor, int]:
+def _head_states(model: PreTrainedModel, tokenizer: Any, texts: Any) -> tuple[Tensor, int]:
     """Head outputs at the last token: (texts, blocks, heads, head width)."""
     blocks = layout.blocks(model)
     modules = {str(i): tools.attention_output(block) for i, block in enumerate(blocks)}

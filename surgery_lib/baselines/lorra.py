@@ -6,10 +6,10 @@ have no contrast of instructions.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.outputs import at_depths, before_and_after, block_outputs
 from surgery_lib.baselines.training import Course, Spent, Training, WeightBaseline, read
@@ -23,7 +23,10 @@ QUERY_VALUE = ("q_proj", "v_proj", "c_attn", "query_key_value", "qkv_proj")
 
 @torch.no_grad()
 def contrast(
-    model: Any, rows: Mapping[int, Sequence[list[int]]], where: Sequence[int], spent: Spent
+    model: PreTrainedModel,
+    rows: Mapping[int, Sequence[list[int]]],
+    where: Sequence[int],
+    spent: Spent,
 ) -> dict[int, Tensor]:
     """Mean state of texts of label 0 less that of label 1, after each block: block -> (width,)."""
     means: dict[tuple[int, int], Tensor] = {}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
@@ -26,7 +27,9 @@ class FittedNormPreserving(Read):
     parameters: int
 
     @contextmanager
-    def applied(self, model: Any, strength: float, *, depth: float = 0.5) -> Iterator[Any]:
+    def applied(
+        self, model: PreTrainedModel, strength: float, *, depth: float = 0.5
+    ) -> Iterator[Any]:
         """Take a share `strength` of the direction found at `depth` out of all blocks' writes."""
         v = self.directions[tools.block_at(model, depth)]
         found = _columns(model) if strength else []
@@ -78,7 +81,7 @@ def ablated(columns: Tensor, v: Tensor, strength: float) -> Tensor:
     return (left * scale).to(columns.dtype)
 
 
-def _columns(model: Any) -> list[Tensor]:
+def _columns(model: PreTrainedModel) -> list[Tensor]:
     """Views (inputs, width) of what ends attention and MLP of every block."""
     found = [tools.writes(tools.attention_output(block)).t() for block in layout.blocks(model)]
     return found + [rows.weight for rows in layout.weight_rows(model, "down")]

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.training import Spent, read
 from surgery_lib.baselines.tuning import Tuned
@@ -14,7 +15,7 @@ from surgery_lib.models.tokens import real_tokens
 
 
 @contextmanager
-def block_outputs(model: Any) -> Iterator[list[Tensor]]:
+def block_outputs(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """What each block wrote in the latest forward pass: a list of (texts, tokens, width).
 
     Entry b is `hidden_states[b + 1]`, except that the last is here before the final norm, so that
@@ -37,7 +38,7 @@ def block_outputs(model: Any) -> Iterator[list[Tensor]]:
             handle.remove()
 
 
-def at_depths(model: Any, depths: Sequence[float]) -> list[int]:
+def at_depths(model: PreTrainedModel, depths: Sequence[float]) -> list[int]:
     """Block numbers of fractions of the depth, each once: 0 is the first block, 1 the last."""
     last = len(layout.blocks(model)) - 1
     return sorted({min(last, max(0, round(depth * last))) for depth in depths})

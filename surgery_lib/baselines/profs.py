@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange
@@ -31,7 +32,7 @@ class FittedProfs(Read):
 
     @contextmanager
     def applied(
-        self, model: Any, strength: float, *, rank: float = 2, start: float = 0.5
+        self, model: PreTrainedModel, strength: float, *, rank: float = 2, start: float = 0.5
     ) -> Iterator[Any]:
         """Down projections from depth `start` on, off the first `rank` directions."""
         count = len(self.subspaces)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from numpy.typing import ArrayLike
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import surgery
 from surgery_lib.baselines.ablation import Ablation
@@ -96,7 +97,7 @@ BASELINES: dict[str, Baseline] = {name: entry.method for name, entry in METHODS.
 
 def fit(
     name: str,
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     data: TrainingData,
     *,

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, count_tokens
@@ -35,7 +36,7 @@ class FittedRidgeAblation(Read):
 
     @contextmanager
     def applied(
-        self, model: Any, strength: float, *, beta: float = 3.0, ridge: float = 0.01
+        self, model: PreTrainedModel, strength: float, *, beta: float = 3.0, ridge: float = 0.01
     ) -> Iterator[Any]:
         """Every block's two maps, each less a matrix of rank one."""
         if strength == 0:

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -33,7 +34,7 @@ class FittedSafe(Read):
     @contextmanager
     def applied(
         self,
-        model: Any,
+        model: PreTrainedModel,
         strength: float,
         *,
         coefficient: float = 3.0,

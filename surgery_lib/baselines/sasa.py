@@ -17,6 +17,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import decoding
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -65,7 +66,7 @@ class FittedSasa(decoding.Steered, Read):
     cached: ClassVar[bool] = True
 
     def change(
-        self, model: Any, strength: float, candidates: int = 10, mode: str = "margin"
+        self, model: PreTrainedModel, strength: float, candidates: int = 10, mode: str = "margin"
     ) -> decoding.Rule:
         """Prefer, among the `candidates` most likely tokens, those that lead away."""
 
@@ -110,7 +111,7 @@ class Sasa(Method[FittedSasa], name="sasa", kind="decoding"):
 
 
 @torch.no_grad()
-def candidate_states(model: Any, call: decoding.Call, chosen: Tensor) -> Tensor:
+def candidate_states(model: PreTrainedModel, call: decoding.Call, chosen: Tensor) -> Tensor:
     """Last hidden state of each text followed by each candidate, exactly.
 
     `chosen` (texts, positions, candidates) continue the last `positions` tokens of the call;

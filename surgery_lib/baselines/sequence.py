@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Read
@@ -56,7 +57,7 @@ class FittedMaps(Read):
     parameters: int
 
     @contextmanager
-    def applied(self, model: Any, strength: float) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float) -> Iterator[Any]:
         """Every norm's output mapped at every position, as far as `strength` says."""
         pairs = zip(self.places(model), self.maps, strict=True) if strength else ()
         handles = [tools.on_output(norm, partial(one, strength=strength)) for norm, one in pairs]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import pairs
 from surgery_lib.baselines.base import Cost, SearchRange
@@ -43,7 +44,7 @@ class SoftPrompt:
     losses: Sequence[float] = ()
 
     @contextmanager
-    def applied(self, model: Any, k: int | None = None) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, k: int | None = None) -> Iterator[Any]:
         """The same model, reading the first k virtual tokens (default all) before every text.
 
         Logits and hidden states of the virtual tokens themselves are left out, so that shapes are
@@ -62,7 +63,7 @@ class SoftPrompt:
 
 
 @contextmanager
-def prepended(model: Any, embeddings: Tensor) -> Iterator[None]:
+def prepended(model: PreTrainedModel, embeddings: Tensor) -> Iterator[None]:
     """Hooks on the base model that put embeddings (k, width) where each text it reads begins.
 
     That is after the start token, where there is one, and after padding on the left.
@@ -203,7 +204,7 @@ class FittedPrompt:
         length = len(self.prompt.embeddings)
         return min(length, max(0, round(strength * length)))
 
-    def applied(self, model: Any, strength: float) -> AbstractContextManager[Any]:
+    def applied(self, model: PreTrainedModel, strength: float) -> AbstractContextManager[Any]:
         """The same model with virtual tokens before every text; no weight is touched."""
         return self.prompt.applied(model, self.count(strength))
 

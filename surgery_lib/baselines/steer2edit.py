@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
@@ -46,7 +47,7 @@ class FittedSteer2Edit(Read):
     units: list[Components]
 
     @contextmanager
-    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
         """Every block's two maps, each with a matrix of rank one more, as `edits` says."""
         weights = [tools.writes(module) for module in _maps(model)] if strength else []
         with tools.restored(weights):

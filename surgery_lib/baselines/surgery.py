@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines import tools
 from surgery_lib.baselines.base import (
@@ -86,7 +87,7 @@ class FittedSurgery:
         return layers[round(self.fixed["depth"] * (len(layers) - 1))] if layers else {}
 
     @contextmanager
-    def applied(self, model: Any, strength: float, **knobs: Any) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
         """The model operated on; settings that the form fixes override those given."""
         with self.plan(model, strength, **{**knobs, **self.fixed}).applied(model):
             yield model

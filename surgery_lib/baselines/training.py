@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.base import (
     Cost,
@@ -111,7 +112,9 @@ def optimise(
     return losses
 
 
-def encode(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
+def encode(
+    model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_tokens: int
+) -> list[list[int]]:
     """Token ids of the texts that have at least two tokens: one to read and one to predict."""
     if not texts:
         raise UserError("there is nothing to train on; give at least one text of each label")
@@ -119,7 +122,9 @@ def encode(model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int) ->
     return [ids for ids in found if len(ids) > 1]
 
 
-def read(model: Any, rows: Sequence[Sequence[int]], spent: Spent) -> tuple[Tensor, Tensor, Tensor]:
+def read(
+    model: PreTrainedModel, rows: Sequence[Sequence[int]], spent: Spent
+) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (texts, longest, vocabulary), token ids and lengths of texts padded on the right."""
     ids, lengths = tokens.pad(rows)
     ids, lengths = ids.to(model.device), lengths.to(model.device)
@@ -129,7 +134,10 @@ def read(model: Any, rows: Sequence[Sequence[int]], spent: Spent) -> tuple[Tenso
 
 
 def log_likelihoods(
-    model: Any, rows: Sequence[Sequence[int]], starts: Sequence[int] | None, spent: Spent
+    model: PreTrainedModel,
+    rows: Sequence[Sequence[int]],
+    starts: Sequence[int] | None,
+    spent: Spent,
 ) -> tuple[Tensor, Tensor]:
     """Log-likelihood of each text from token `starts` on, and of how many tokens: both (texts,).
 
@@ -144,7 +152,7 @@ def log_likelihoods(
 
 
 def cross_entropy(
-    model: Any,
+    model: PreTrainedModel,
     rows: Sequence[Sequence[int]],
     spent: Spent,
     starts: Sequence[int] | None = None,
@@ -155,7 +163,7 @@ def cross_entropy(
 
 
 def finetune(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     texts: Sequence[str],
     *,
@@ -217,7 +225,13 @@ class Trained(Method[Result]):
     training: Training
 
     def fit(
-        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        data: TrainingData,
+        *,
+        seed: int = 0,
+        **fixed: Any,
     ) -> Result:
         """Train, leaving the model as it is. UserError where there are no texts to train on."""
         training, fixed = with_settings(self.training, seed, fixed)
@@ -232,7 +246,7 @@ class FittedDelta:
     spent: Spent
     sign: float = 1.0
 
-    def applied(self, model: Any, strength: float) -> AbstractContextManager[Any]:
+    def applied(self, model: PreTrainedModel, strength: float) -> AbstractContextManager[Any]:
         """The same model with the change at this strength; every bit restored after."""
         return self.delta.applied(model, self.sign * strength)
 
@@ -258,7 +272,13 @@ class WeightBaseline:
     kind: Kind = "weights"
 
     def fit(
-        self, model: Any, tokenizer: Any, data: TrainingData, *, seed: int = 0, **fixed: Any
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        data: TrainingData,
+        *,
+        seed: int = 0,
+        **fixed: Any,
     ) -> FittedDelta:
         """Train, leaving the model as it is. UserError where there are no texts to train on."""
         training, fixed = with_settings(self.training, seed, fixed)

@@ -8,12 +8,13 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import peft
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.errors import UserError
 
@@ -90,7 +91,7 @@ class Tuned:
     `model` is what to call: with adapters a PeftModel, whose `disable_adapter` gives the original.
     """
 
-    model: Any
+    model: PreTrainedModel
     parameters: Mapping[str, nn.Parameter]
     change: Callable[[], dict[str, Tensor]]
 
@@ -122,7 +123,7 @@ def tuned(model: nn.Module, which: Which, seed: int = 0) -> Iterator[Tuned]:
         yield part
 
 
-def _opened(model: Any, which: Which, seed: int) -> AbstractContextManager[Tuned]:
+def _opened(model: PreTrainedModel, which: Which, seed: int) -> AbstractContextManager[Tuned]:
     if isinstance(which, Lora):
         return _adapters(model, which, seed)
     return _weights(model, None if which == "full" else which)
@@ -148,7 +149,7 @@ def _weights(model: nn.Module, names: Collection[str] | None) -> Iterator[Tuned]
 
 
 @contextmanager
-def _adapters(model: Any, lora: Lora, seed: int) -> Iterator[Tuned]:
+def _adapters(model: PreTrainedModel, lora: Lora, seed: int) -> Iterator[Tuned]:
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     targets = list(lora.targets) if isinstance(lora.targets, tuple) else lora.targets
     config = peft.LoraConfig(

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from surgery_lib.baselines import tools
@@ -27,7 +28,7 @@ class FittedWanda(Read):
     total: int
 
     @contextmanager
-    def applied(self, model: Any, strength: float) -> Iterator[Any]:
+    def applied(self, model: PreTrainedModel, strength: float) -> Iterator[Any]:
         """The model without the fraction `strength` of each row of its attention weights."""
         weights = {name: tools.writes(model.get_submodule(name)) for name in self.norms}
         with tools.restored(list(weights.values()) if strength else []):

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.diagnostics.retrieval import (
     Place,
@@ -50,7 +51,12 @@ def _f1(said: list[str], wanted: list[str]) -> float:
 
 @torch.no_grad()
 def written(
-    model: Any, tokenizer: Any, rows: Sequence[Row], virtual: Tensor, place: Place, new_tokens: int
+    model: PreTrainedModel,
+    tokenizer: Any,
+    rows: Sequence[Row],
+    virtual: Tensor,
+    place: Place,
+    new_tokens: int,
 ) -> list[str]:
     """Greedy answers, up to the end token or the first new line; all rows in one batch."""
     ends = generation.end_tokens(model, tokenizer)
@@ -62,7 +68,7 @@ def written(
 
 
 def _greedy(
-    model: Any, parts: Sequence[Tensor], ends: Sequence[int], new_tokens: int
+    model: PreTrainedModel, parts: Sequence[Tensor], ends: Sequence[int], new_tokens: int
 ) -> list[list[int]]:
     """New tokens of each row of embeddings, padded on the left; positions count real tokens."""
     width = max(len(part) for part in parts)
@@ -97,7 +103,7 @@ def _greedy(
 
 @torch.no_grad()
 def measure(
-    model: Any,
+    model: PreTrainedModel,
     reader: Reader,
     questions: Sequence[Question],
     virtual: Tensor,

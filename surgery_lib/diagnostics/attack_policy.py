@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from surgery_lib.baselines.training import Sampler, Spent, Training, cross_entropy, optimise
 from surgery_lib.baselines.tuning import Delta, Lora, tuned
 from surgery_lib.diagnostics.attack_reward import OPENING, Attempt, Target
@@ -21,7 +23,7 @@ class Policy:
     `length` is the most tokens that it writes for one attempt.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, length: int = 64):
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, length: int = 64):
         self.model = copy.deepcopy(model)
         self.tokenizer = tokenizer
         self.length = length

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.training import Spent, log_likelihoods
 from surgery_lib.models import generation
@@ -39,7 +40,7 @@ class Attempt:
 class Victim:
     """The model that is attacked; `chat` puts queries through its chat template."""
 
-    model: Any
+    model: PreTrainedModel
     tokenizer: Any
     chat: bool = False
 
@@ -117,7 +118,10 @@ def rewards(
 
 @torch.no_grad()
 def mean_log_likelihoods(
-    model: Any, rows: Sequence[tuple[list[int], int]], batch: int = 32, spent: Spent | None = None
+    model: PreTrainedModel,
+    rows: Sequence[tuple[list[int], int]],
+    batch: int = 32,
+    spent: Spent | None = None,
 ) -> list[float]:
     """Nats a token of each row from its start on; rows of like length are read together."""
     order = sorted(range(len(rows)), key=lambda i: len(rows[i][0]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.diagnostics.fingerprint import heads
 from surgery_lib.errors import UserError
@@ -113,7 +114,7 @@ def fold_gains(model: nn.Module, generator: torch.Generator | None = None) -> No
 
 
 @torch.no_grad()
-def permute_hidden(model: Any, generator: torch.Generator) -> None:
+def permute_hidden(model: PreTrainedModel, generator: torch.Generator) -> None:
     """Another order of the hidden dimensions in everything that reads or writes them."""
     width = layout.hidden_width(model)
     order = torch.randperm(width, generator=generator)

@@ -24,6 +24,7 @@ from sklearn.metrics import (
     precision_recall_curve,
     roc_auc_score,
 )
+from transformers import PreTrainedModel
 
 from surgery_lib import files
 from surgery_lib.errors import UserError
@@ -69,7 +70,7 @@ def first_sentence(text: str) -> str:
 
 
 def summaries(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     codes: Sequence[str],
     cache: Path | str | None = None,
@@ -121,7 +122,7 @@ def tfidf(codes: Sequence[str]) -> np.ndarray:
 
 
 def hidden_mean(
-    model: Any, tokenizer: Any, texts: Sequence[str], max_tokens: int = 256
+    model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], max_tokens: int = 256
 ) -> np.ndarray:
     """The model's own mean state of the middle layer less the mean of all, unit length."""
     middle = activations.n_layers(model) // 2

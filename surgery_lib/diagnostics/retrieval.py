@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.training import Sampler, Training, optimise
 from surgery_lib.baselines.tuning import Delta, Lora, frozen, tuned
@@ -81,7 +82,7 @@ class Row:
 class Reader:
     """Turns questions into rows of tokens, `longest` at most; passages lose their beginning."""
 
-    def __init__(self, model: Any, tokenizer: Any, form: Form, longest: int = 600):
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, form: Form, longest: int = 600):
         self.tokenizer = tokenizer
         self.form = form
         held = generation.context_length(model)
@@ -104,7 +105,11 @@ class Reader:
 
 
 def embedded(
-    model: Any, rows: Sequence[Row], virtual: Tensor, place: Place = "between", said: bool = True
+    model: PreTrainedModel,
+    rows: Sequence[Row],
+    virtual: Tensor,
+    place: Place = "between",
+    said: bool = True,
 ) -> list[Tensor]:
     """Each row as embeddings (tokens, width), the virtual ones (k, width) among them.
 
@@ -126,7 +131,7 @@ def embedded(
 
 
 def answer_logits(
-    model: Any, rows: Sequence[Row], virtual: Tensor, place: Place = "between"
+    model: PreTrainedModel, rows: Sequence[Row], virtual: Tensor, place: Place = "between"
 ) -> list[Tensor]:
     """Logits (answer tokens, vocabulary) of each row's answer, padded on the right together."""
     parts = embedded(model, rows, virtual, place)
@@ -141,7 +146,7 @@ def answer_logits(
 
 
 def answer_losses(
-    model: Any, rows: Sequence[Row], virtual: Tensor, place: Place = "between"
+    model: PreTrainedModel, rows: Sequence[Row], virtual: Tensor, place: Place = "between"
 ) -> Tensor:
     """Nats a token of each row's answer: (rows,)."""
     losses = [
@@ -151,7 +156,7 @@ def answer_losses(
     return torch.stack(losses)
 
 
-def first_tokens(model: Any, tokenizer: Any, length: int = LENGTH) -> Tensor:
+def first_tokens(model: PreTrainedModel, tokenizer: Any, length: int = LENGTH) -> Tensor:
     """Embeddings (length, width) of SPRING's instruction, repeated until there are enough."""
     ids = tokenizer(INSTRUCTION, add_special_tokens=False)["input_ids"]
     ids = (ids * (length // len(ids) + 1))[:length]
@@ -180,7 +185,7 @@ class Samples:
 
 
 def learn(
-    model: Any,
+    model: PreTrainedModel,
     reader: Reader,
     questions: Sequence[Question],
     training: Training,
@@ -205,7 +210,7 @@ def learn(
     return virtual.detach(), losses
 
 
-def closest_lora(model: Any, parameters: int) -> Lora:
+def closest_lora(model: PreTrainedModel, parameters: int) -> Lora:
     """Adapters of query and value maps whose number of parameters is nearest to the one given."""
     shapes = {
         name.rsplit(".", 1)[-1]: 0 for name, _ in model.named_modules() if name.endswith("_proj")
@@ -227,7 +232,11 @@ def closest_lora(model: Any, parameters: int) -> Lora:
 
 
 def learn_lora(
-    model: Any, reader: Reader, questions: Sequence[Question], training: Training, lora: Lora
+    model: PreTrainedModel,
+    reader: Reader,
+    questions: Sequence[Question],
+    training: Training,
+    lora: Lora,
 ) -> tuple[Delta, int]:
     """Low-rank change by the same loss and batches, and its number of trained parameters."""
     samples = Samples(reader, questions, training)

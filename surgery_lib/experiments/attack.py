@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from surgery_lib import scorers
 from surgery_lib.baselines.training import Training
@@ -99,7 +100,7 @@ class Siege:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Any,
         spec: Behaviour,
         chosen: Sequence[Edit],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from transformers import PreTrainedModel
 
 from surgery_lib import files
 from surgery_lib.diagnostics import code, programs
@@ -29,7 +30,11 @@ class Coder:
     """Embeds all programs in every way, once."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, held: dict[str, list[Program]], encoder: Encoder
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        held: dict[str, list[Program]],
+        encoder: Encoder,
     ) -> None:
         self.tokenizer = tokenizer
         self.held = held
@@ -50,7 +55,7 @@ class Coder:
         train, test = ([p.label for p in self.held[split]] for split in ("train", "test"))
         return train, test
 
-    def summaries(self, model: Any, codes: Sequence[str] | None = None) -> list[str]:
+    def summaries(self, model: PreTrainedModel, codes: Sequence[str] | None = None) -> list[str]:
         """What a model says of every program, or of those given."""
         asked = self.everything if codes is None else codes
         return code.summaries(model, self.tokenizer, asked, self.cache)

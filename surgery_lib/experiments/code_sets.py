@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from transformers import PreTrainedModel
 
 from surgery_lib.diagnostics import code, programs
 from surgery_lib.evaluation import statistics
@@ -17,7 +18,9 @@ from surgery_lib.experiments.code import Coder
 RESAMPLES = 500
 
 
-def read(coder: Coder, model: Any, count: int, seed: int = 0) -> dict[str, dict[str, Any]]:
+def read(
+    coder: Coder, model: PreTrainedModel, count: int, seed: int = 0
+) -> dict[str, dict[str, Any]]:
     """Set -> measure, number, the summaries' value, the code's own, and the difference."""
     return {
         "HumanEval-X": _languages(coder, model, count, seed),
@@ -26,7 +29,7 @@ def read(coder: Coder, model: Any, count: int, seed: int = 0) -> dict[str, dict[
     }
 
 
-def _languages(coder: Coder, model: Any, count: int, seed: int) -> dict[str, Any]:
+def _languages(coder: Coder, model: PreTrainedModel, count: int, seed: int) -> dict[str, Any]:
     """AUC of cosines over pairs of two languages: one problem against two."""
     held = programs.solutions(count)
     flat = [(language, own) for language, part in held.items() for own in part]
@@ -41,7 +44,7 @@ def _languages(coder: Coder, model: Any, count: int, seed: int) -> dict[str, Any
     }
 
 
-def _descriptions(coder: Coder, model: Any, count: int, seed: int) -> dict[str, Any]:
+def _descriptions(coder: Coder, model: PreTrainedModel, count: int, seed: int) -> dict[str, Any]:
     """Reciprocal rank of a program's own description among those of all."""
     codes, texts = zip(*programs.described(count), strict=True)
     described = code.embed(coder.encoder, texts)
@@ -56,7 +59,7 @@ def _descriptions(coder: Coder, model: Any, count: int, seed: int) -> dict[str, 
     }
 
 
-def _by_hand(coder: Coder, model: Any, count: int, seed: int) -> dict[str, Any]:
+def _by_hand(coder: Coder, model: PreTrainedModel, count: int, seed: int) -> dict[str, Any]:
     """AUC of cosines of pairs that BigCloneBench calls clones, by what a person found."""
     held = programs.judged(count)
     truth = np.array([own for *_, own in held])
@@ -95,7 +98,9 @@ def gap(truth: np.ndarray, first: np.ndarray, second: np.ndarray, seed: int) -> 
     return {"value": float(value), "low": float(low), "high": float(high), "n": len(truth)}
 
 
-def _both(coder: Coder, model: Any, codes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _both(
+    coder: Coder, model: PreTrainedModel, codes: Sequence[str]
+) -> tuple[np.ndarray, np.ndarray]:
     """Embeddings of what the model says, and of the code itself."""
     said = coder.summaries(model, codes)
     return code.embed(coder.encoder, said), code.embed(coder.encoder, codes)

@@ -14,6 +14,7 @@ from typing import Any
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
 from surgery_lib.baselines.base import Fitted, TrainingData
@@ -84,7 +85,7 @@ class Comparison:
     def __init__(
         self,
         study: Study,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Any,
         validation: Evaluator,
         test: Evaluator,
@@ -203,7 +204,7 @@ class Comparison:
         with fitted.applied(self.model, **trial.knobs) as changed:
             return self.reading(self.test.read(changed), changed)
 
-    def reading(self, reading: Evaluation, model: Any) -> ModelReading:
+    def reading(self, reading: Evaluation, model: PreTrainedModel) -> ModelReading:
         """A test reading as plain numbers, with the flags that paired tests need."""
         names = [scorer.name for scorer in self.test.scorers]
         return ModelReading(
@@ -213,7 +214,7 @@ class Comparison:
             flags={n: reading.flags[n].astype(int).tolist() for n in names},
         )
 
-    def _twins(self, model: Any) -> dict[str, Any] | None:
+    def _twins(self, model: PreTrainedModel) -> dict[str, Any] | None:
         """Share of harmless requests that are refused; None where refusing is not the other side.
 
         It is where a scorer of the study counts what is not refused.
@@ -245,7 +246,7 @@ class Comparison:
         with fitted.applied(self.model, **knobs) as changed:
             return self._tasks(changed)
 
-    def _tasks(self, model: Any) -> dict[str, float]:
+    def _tasks(self, model: PreTrainedModel) -> dict[str, float]:
         found = capability(
             model,
             self.tokenizer,
@@ -264,7 +265,7 @@ class Comparison:
                 changed.append(self._seconds(model))
         return min(changed) / min(base)
 
-    def _seconds(self, model: Any) -> float:
+    def _seconds(self, model: PreTrainedModel) -> float:
         prompts = [prompt.text for prompt in self.test.prompts[:LATENCY_PROMPTS]]
         started = time.perf_counter()
         generation.generate(model, self.tokenizer, prompts, max_new_tokens=20, progress=False)

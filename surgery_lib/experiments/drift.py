@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedModel
 
 from surgery_lib import files
 from surgery_lib.diagnostics import drift, triplet
@@ -83,7 +84,11 @@ class Tracker:
     """Probes of the unedited model and everything that is read with them."""
 
     def __init__(
-        self, model: Any, tokenizer: Any, triples: Mapping[str, Sequence[Triple]], prompt: Any
+        self,
+        model: PreTrainedModel,
+        tokenizer: Any,
+        triples: Mapping[str, Sequence[Triple]],
+        prompt: Any,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
@@ -93,7 +98,9 @@ class Tracker:
         self.probes = Probes.fit(self.given["train"])
         self.layer = drift.best_layer(self.probes, self.given["validation"])
 
-    def deltas(self, model: Any, splits: Sequence[str] = SPLITS) -> dict[str, torch.Tensor]:
+    def deltas(
+        self, model: PreTrainedModel, splits: Sequence[str] = SPLITS
+    ) -> dict[str, torch.Tensor]:
         """Deltas of each split."""
         return {
             split: drift.deltas(model, self.tokenizer, self.triples[split], self.prompt)
@@ -162,7 +169,7 @@ class Tracker:
 
 
 def track(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     triples: Mapping[str, Sequence[Triple]],
     forms: Mapping[str, Callable[[str, str], str]],

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from surgery_lib import files, scorers
 from surgery_lib.baselines.base import Fitted, TrainingData
 from surgery_lib.baselines.registry import BASELINES, fit
@@ -63,7 +65,7 @@ class Edit:
 
 def edits(
     study: Study,
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     data: BehaviourData,
     methods: Sequence[str],
@@ -104,7 +106,7 @@ class _Bench:
     def __init__(
         self,
         study: Study,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Any,
         pairs: Sequence[Any],
         taught: TrainingData,
@@ -180,7 +182,7 @@ def matched(damage: Callable[[float], float], target: float) -> float:
 
 
 def _change(
-    fitted: Fitted, model: Any, strength: float, knobs: Mapping[str, Any]
+    fitted: Fitted, model: PreTrainedModel, strength: float, knobs: Mapping[str, Any]
 ) -> shelf.Change | None:
     """What a fitted method does to the weights; None where it does something else."""
     if isinstance(fitted, FittedDelta):

@@ -12,6 +12,7 @@ from typing import Any, get_args
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.behaviour import Prompt
 from surgery_lib.errors import UserError
@@ -99,7 +100,7 @@ class Explorer:
 
     def __init__(
         self,
-        model: Any,
+        model: PreTrainedModel,
         tokenizer: Any,
         probes: Mapping[str, Probe],
         scorers: Sequence[Scorer] = (),

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from scipy.stats import spearmanr
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.diagnostics import attacks, image
@@ -48,7 +49,9 @@ class Member:
 class Family:
     """Reads members against one base model, on the rare tokens of one text collection."""
 
-    def __init__(self, model: Any, tokenizer: Any, texts: Sequence[str], prompts: Sequence[str]):
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: Any, texts: Sequence[str], prompts: Sequence[str]
+    ):
         self.model = model
         self.tokenizer = tokenizer
         self.texts = texts
@@ -59,7 +62,9 @@ class Family:
         self.prompts = generation.encode(model, tokenizer, prompts, 1, truncate=True)
         self.says = self._next_tokens(model)
 
-    def read(self, name: str, kind: str, model: Any, about: dict[str, Any] | None = None) -> Member:
+    def read(
+        self, name: str, kind: str, model: PreTrainedModel, about: dict[str, Any] | None = None
+    ) -> Member:
         """Measure one model against the base."""
         held = fp.read(model, self.tokens)
         by_term = fp.by_term(self.base, held)
@@ -135,7 +140,7 @@ class Family:
         return found
 
     @torch.inference_mode()
-    def _next_tokens(self, model: Any) -> torch.Tensor:
+    def _next_tokens(self, model: PreTrainedModel) -> torch.Tensor:
         found = [model(torch.tensor([ids])).logits[0, -1].argmax() for ids in self.prompts]
         return torch.stack(found)
 

@@ -190,7 +190,7 @@ class ProtocolRunner:
             }
         return found
 
-    def capability(self, model: Any) -> dict[str, Any]:
+    def capability(self, model: PreTrainedModel) -> dict[str, Any]:
         """The profile's own tasks where it brings some, else the paper's benchmarks."""
         settings = self.profile.evaluation.capability
         limit = settings.limit or self.profile.evaluation.limit or None

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from surgery_lib import scorers
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data import load
@@ -134,7 +136,12 @@ def start(
 
 
 def meter(
-    study: Study, model: Any, tokenizer: Any, data: BehaviourData, split: str, prompts: int
+    study: Study,
+    model: PreTrainedModel,
+    tokenizer: Any,
+    data: BehaviourData,
+    split: str,
+    prompts: int,
 ) -> Evaluator:
     """An evaluator of the study's amounts on one split; it reads the unedited model first."""
     evaluation = study.profile.evaluation
@@ -154,7 +161,7 @@ def meter(
 
 
 def by_contrast(
-    study: Study, model: Any, tokenizer: Any, shown: str = SHOWN, absent: str = ABSENT
+    study: Study, model: PreTrainedModel, tokenizer: Any, shown: str = SHOWN, absent: str = ABSENT
 ) -> Found:
     """The search for the behaviour that `shown` asks for and `absent` does not, in small.
 
@@ -173,7 +180,7 @@ def by_contrast(
     )
 
 
-def follows(study: Study, model: Any) -> bool:
+def follows(study: Study, model: PreTrainedModel) -> bool:
     """Whether the model follows instructions: the embedded one was taught none, by its profile.
 
     One whose context holds no question under an instruction and its answer cannot.

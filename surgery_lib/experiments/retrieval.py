@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from surgery_lib.baselines.training import Training
 from surgery_lib.baselines.tuning import Delta
@@ -68,7 +69,7 @@ def questions(study: Study, sizes: Sizes) -> tuple[list[Question], list[Question
     return read("train", sizes.train), read("test", sizes.test), Form()
 
 
-def state_hash(model: Any) -> str:
+def state_hash(model: PreTrainedModel) -> str:
     """A hash of every weight's bytes: the same before and after, nothing was touched."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
@@ -80,7 +81,7 @@ def state_hash(model: Any) -> str:
 class Bench:
     """Measures one model on one set of questions."""
 
-    def __init__(self, model: Any, tokenizer: Any, study: Study, sizes: Sizes):
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, study: Study, sizes: Sizes):
         self.model, self.sizes, self.seed = model, sizes, study.seed
         self.train, self.test, form = questions(study, sizes)
         self.reader = Reader(model, tokenizer, form, sizes.longest)

@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from transformers import PreTrainedModel
 
 
 @contextmanager
-def contiguous_head(model: Any) -> Iterator[None]:
+def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
     """Inside, the states that `model` turns into logits are copied together first.
 
     Models that compute the last positions' logits alone hand on a view of all positions, and torch

@@ -34,6 +34,7 @@ from optuna.exceptions import ExperimentalWarning
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 from tqdm.auto import tqdm
+from transformers import PreTrainedModel
 
 from surgery_lib import files
 from surgery_lib.baselines.base import Baseline, Fitted, SearchRange, TrainingData
@@ -48,7 +49,7 @@ RANDOM_SHARE = 0.3
 
 
 def search(
-    model: Any,
+    model: PreTrainedModel,
     tokenizer: Any,
     baseline: Baseline,
     data: TrainingData,

@@ -8,13 +8,15 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from transformers import PreTrainedModel
+
 from surgery_lib.baselines.base import Baseline, Fitted
 from surgery_lib.selection.strengths import approach, reach
 from surgery_lib.selection.trials import Trial
 
 
 def by_damage(
-    model: Any,
+    model: PreTrainedModel,
     baseline: Baseline,
     fitted: Fitted,
     *,
