@@ -48,8 +48,3 @@ def value(number: int | str, method: str, column: str, model: str | None = None)
     if column not in found:
         raise UserError(f"table {number} has no column {column}; it has {', '.join(found.index)}")
     return None if pd.isna(found[column]) else float(found[column])
-
-
-def drop(before: float, after: float) -> float:
-    """Share of `before` that is gone: the paper's "reduces by"."""
-    return 1 - after / before

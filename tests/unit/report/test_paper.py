@@ -57,11 +57,11 @@ def test_categories_of_equal_size_give_the_overall_refusal() -> None:
 
 def test_drops_are_those_of_the_text() -> None:
     base, edited = (paper.row(2, method) for method in ("base", paper.EDITED))
-    assert paper.drop(base["rtp"], edited["rtp"]) == pytest.approx(0.899, abs=0.001)
+    assert 1 - edited["rtp"] / base["rtp"] == pytest.approx(0.899, abs=0.001)
     # 49.2 % in the abstract; its own table gives 49.6 %.
-    assert paper.drop(base["toxigen"], edited["toxigen"]) == pytest.approx(0.496, abs=0.001)
+    assert 1 - edited["toxigen"] / base["toxigen"] == pytest.approx(0.496, abs=0.001)
     large = [paper.row(7, method, "LLaMA2-70B")["toxigen"] for method in ("base", paper.EDITED)]
-    assert paper.drop(*large) == pytest.approx(0.196, abs=0.001)
+    assert 1 - large[1] / large[0] == pytest.approx(0.196, abs=0.001)
     # "4.8 times faster" in the text.
     hours = [paper.value(2, method, "hours") or 0.0 for method in ("DPO", paper.EDITED)]
     assert hours[0] / hours[1] == pytest.approx(13.8)
