@@ -94,6 +94,7 @@ class Evaluator:
         wanted = spec.trigger_groups if triggers_only else None
         usable = [one for one in data.prompts[split] if wanted is None or one.group in wanted]
         self.prompts = first_of_each(usable, lambda one: one.group, prompts)
+        triggers = [one.text for one in self.prompts if one.group in spec.trigger_groups]
         contexts = list(data.contexts.get(split, []))[: kept or None]
         # On a processor the base alone takes minutes; what takes seconds shows no bar.
         with tqdm(total=2, desc=f"base model, {split}", unit="part", delay=2.0) as bar:
@@ -101,6 +102,7 @@ class Evaluator:
                 model,
                 tokenizer,
                 benign=[prompt.text for prompt in data.benign.get(split, [])[: kept or None]],
+                triggers=triggers,
                 contexts=contexts,
                 clean=list(data.clean[split])[: clean or None],
                 window=evaluation.window,

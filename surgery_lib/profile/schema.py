@@ -71,7 +71,7 @@ class Splits(Section):
 
     train: tuple[Source, ...] = Field((), description="what the probe is fitted on")
     validation: tuple[Source, ...] = Field((), description="what everything is chosen on")
-    test: tuple[Source, ...] = Field((), description="read once, for the reported numbers")
+    test: tuple[Source, ...] = Field((), description="for the reported numbers alone")
 
     @model_validator(mode="before")
     @classmethod

@@ -67,8 +67,7 @@ def _attack(result: Result) -> str:
     text = f"log p of the answer, nats a token: trained attackers {base:.2f} on the unedited model"
     if gap:
         text += f", {gap['edited']:.2f} on {edit} (p {gap['p']:.3f}, n = {gap['n']})"
-    better = "no better than" if base <= fixed else "better than"
-    return f"{text}; {better} fixed queries, {fixed:.2f}"
+    return f"{text}; fixed queries reach {fixed:.2f}"
 
 
 def _code(result: Result) -> str:

@@ -135,8 +135,9 @@ def damage_table(
     outcomes: Sequence[Outcome], base: ModelReading, measure: str, budget: float
 ) -> str:
     """What each method's point at one budget costs on test data: perplexity, KL, capability."""
-    lines = []
-    for name, point in at_budget(outcomes, measure, budget).items():
+    lines, points = [], at_budget(outcomes, measure, budget)
+    triggers = any("trigger_continuation_kl" in point.test for point in points.values())
+    for name, point in points.items():
         test, tasks = point.test, point.capability
         lines.append(
             [
@@ -147,7 +148,7 @@ def damage_table(
                 f"{100 * np.mean(list(tasks.values())):.1f}" if tasks else "-",
                 f"{test['distinct']['distinct_2']:.2f}",
                 shown(test.get("continuation_kl") or {}, 1.0, 3),
-                shown(test.get("trigger_continuation_kl") or {}, 1.0, 3),
+                *[shown(test.get("trigger_continuation_kl") or {}, 1.0, 3)] * triggers,
                 *(percent(test.get("endings", {}).get(key)) for key in ("looping", "ended")),
             ]
         )
@@ -155,7 +156,8 @@ def damage_table(
     average = f" (base {100 * np.mean(list(known.values())):.1f})" if known else ""
     header = ["method", "perplexity, %", "first-token KL", "KL in context"]
     header += [f"capability{average}", "distinct-2", "KL of 20 tokens, harmless"]
-    return markdown_table([*header, "KL of 20 tokens, triggering", "in a loop", "ended"], lines)
+    header += ["KL of 20 tokens, triggering"] * triggers
+    return markdown_table([*header, "in a loop", "ended"], lines)
 
 
 def disagreement(outcomes: Sequence[Outcome], measure: str, budget: float) -> str:
@@ -193,7 +195,7 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
                 "yes" if cost.ordinary_checkpoint else "no",
             ]
         )
-    header = ["method", "labels", "forward tokens", "backward tokens", "fit, s"]
+    header = ["method", "texts and prompts", "forward tokens", "backward tokens", "fit, s"]
     header += [
         "fit and search, min",
         "fit, MiB more",

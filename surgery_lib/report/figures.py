@@ -158,7 +158,7 @@ def screening(result: Mapping[str, Any]) -> Figure:
     least = [cell for cell in cells if cell["rate"]["value"] == min(rates)]
     where = f"{least[0]['kind'].replace('_', ' ')}, layer {least[0]['layer']}"
     by_damage = len({cell["strength"] for cell in cells}) > 1
-    held, free = ("damage", "") if by_damage else ("size", "; damage is not held equal")
+    held, free = ("limits", "") if by_damage else ("size", "; damage is not held equal")
     before = percent(result["sieve_base"]["value"], 0)
     axes.set(
         xlabel="layer of the probe",
@@ -188,9 +188,9 @@ def frontier(result: Mapping[str, Any]) -> Figure:
             [100 * point["rate"]["value"] for point in line],
             marker=MARKERS[fractions.index(key[2]) % len(MARKERS)],
             markersize=5,
-            linewidth=1.2,
+            linewidth=1.2 if len(line) > 1 else 0,
             color=CYCLE[pairs.index(key[:2]) % len(CYCLE)],
-            label=f"{key[0]}, {key[1]}, K {percent(key[2], 0)}",
+            label=f"{key[0]}, {key[1]}, K {100 * key[2]:g} %",
         )
     axes.axvspan(100 * result["budget"], 1e6, color=INK["grey"], alpha=0.12)
     marked: dict[str, Any] = {"linestyle": "none", "markersize": 14, "zorder": 3}

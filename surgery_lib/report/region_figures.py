@@ -19,14 +19,15 @@ def leverage(result: Mapping[str, Any]) -> Figure:
         axes.plot(range(len(values)), values, marker=MARKERS[number], markersize=4, label=name)
     best, *others = found
     medians = {name: float(np.median(values)) for name, values in found.items()}
-    gain = medians[best] / max(medians[name] for name in others)
+    second = max(others, key=lambda name: medians[name])
+    gain = medians[best] / medians[second]
     axes.set(
         xlabel="block",
         ylabel="shift on the behaviour\nper movement on what is spared",
         ylim=(0, None),
         title=(
-            f"Read along its {best} a gate moves {gain:.1f} times\n"
-            "as much on the behaviour for the same movement elsewhere"
+            f"Read along its {best} a gate moves {gain:.1f} times as much on the behaviour\n"
+            f"as along the {second}, for the same movement elsewhere (medians of blocks)"
         ),
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

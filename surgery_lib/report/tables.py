@@ -45,6 +45,8 @@ def probes(rows: Sequence[Mapping[str, Any]]) -> str:
 CHANGES: Mapping[str, tuple[Callable[[Mapping[str, Any]], float], float, int]] = {
     "first-token KL": (lambda draw: draw["first_token_kl"]["value"], 1, 3),
     "KL in context": (lambda draw: draw["context_kl"]["value"], 1, 3),
+    "KL of 20 tokens, harmless": (lambda draw: draw["continuation_kl"]["value"], 1, 3),
+    "KL of 20 tokens, triggering": (lambda draw: draw["trigger_continuation_kl"]["value"], 1, 3),
     "distinct-2": (lambda draw: draw["distinct"]["distinct_2"], 1, 2),
     "ended, %": (lambda draw: draw["endings"]["ended"], 100, 0),
 }
@@ -55,24 +57,33 @@ def summary(result: Mapping[str, Any]) -> str:
 
     Behind every scorer's rate stands its p against the base, paired and not corrected. The share
     of answers that came to an end and their variety stand for the quality of what is written, over
-    the prompts of all groups.
+    the prompts of all groups. What no variant was measured by has no column.
     """
-    lines = []
+    lines, known = [], _measured(result)
     for name, variant in result["variants"].items():
         draws, base = variant["draws"], name == "base"
         rates = [_rates(draws, scorer, base) for scorer in result["scorers"]]
         rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
         rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
         changes = [
-            "" if base and "KL" in column else _spread(draws, *how)
-            for column, how in CHANGES.items()
+            "" if base and "KL" in column else _spread(draws, *how) for column, how in known.items()
         ]
         first = shown(draws[0]["perplexity"], 1.0, 2) if base else rise
         lines.append([name.replace("_", " "), *rates, first, *changes])
     n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
     columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
-    table = markdown_table(["variant", *columns, "perplexity", *CHANGES], lines)
+    table = markdown_table(["variant", *columns, "perplexity", *known], lines)
     return f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts.\n"
+
+
+def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Of `CHANGES`, those that some variant was measured by."""
+    draws = [draw for one in result["variants"].values() for draw in one["draws"]]
+    return {
+        column: how
+        for column, how in CHANGES.items()
+        if any(_spread([d], *how) != "-" for d in draws)
+    }
 
 
 def _spread(
@@ -105,8 +116,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
         "variant",
         *(column for name in result["scorers"] for column in (f"{name}, %", "p")),
         "perplexity",
-        "first-token KL",
-        "KL in context",
+        *(column for column in CHANGES if "KL" in column),
         "distinct-2",
     ]
     lines = []
@@ -123,7 +133,7 @@ def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Itera
         yield shown(draw["rates"][scorer])
         yield "" if base else p_value(draw["against_base"][scorer]["p"])
     yield shown(draw["perplexity"], 1.0, 2)
-    for key in ("first_token_kl", "context_kl"):
+    for key in ("first_token_kl", "context_kl", "continuation_kl", "trigger_continuation_kl"):
         yield shown(draw[key], 1.0, 3) if draw.get(key) and not base else "-"
     yield f"{draw['distinct']['distinct_2']:.2f}" if draw["distinct"]["distinct_2"] else "-"
 

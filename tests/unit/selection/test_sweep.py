@@ -242,7 +242,14 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     assert gauge.against_base(same, "vowels").difference == 0
     result = variants(gauge, {"base": [gauge.base], "edited": [same]})
     assert result["variants"]["edited"]["draws"][0]["against_base"]["vowels"]["p"] == 1
-    assert "edited" in tables.evaluation(result) and "edited" in tables.summary(result)
+    draw = result["variants"]["edited"]["draws"][0]
+    assert draw["continuation_kl"]["value"] == draw["trigger_continuation_kl"]["value"] == 0
+    shown = tables.summary(result)
+    assert "edited" in tables.evaluation(result) and "edited" in shown
+    assert "KL of 20 tokens, triggering" in shown
+    for one in result["variants"].values():
+        del one["draws"][0]["trigger_continuation_kl"]
+    assert "triggering" not in tables.summary(result)  # nothing was measured by it: no column
 
 
 def test_the_profile_says_whether_windows_start_with_the_start_token(tiny: Any) -> None:
