@@ -2,12 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from statistics import fmean
 from typing import Any
 
 from surgery_lib.report import ablation_inside, paper
 from surgery_lib.report.ablation_tables import Line, rise
 from surgery_lib.report.style import interval as shown
 from surgery_lib.report.style import markdown_table, p_value, percent
+from surgery_lib.surgery.estimators import STARTED
 
 Result = Mapping[str, Any]
 Finding = tuple[str, str]
@@ -198,8 +200,18 @@ def _directions(result: Result) -> Finding:
     ]
     return (
         f"Of all directions, {best['name']} leaves least at the chosen step: {_at_cost(best)}",
-        f"At the chosen step: {listed}. The random start: {'; '.join(words)}.",
+        f"At the chosen step: {listed}. The random start: {'; '.join(words)}." + _starts(result),
     )
+
+
+def _starts(result: Result) -> str:
+    """How near to their random start the trained rows have stayed, in the mean of the draws."""
+    words = ""
+    for where, draws in result.get("starts", {}).items():
+        near = [f"{fmean(one[row] for one in draws):.2f}" for row in STARTED]
+        names = " and ".join(STARTED.values())
+        words += f" Cosine of {names} with it, {where}: {' and '.join(near)}."
+    return words
 
 
 def _rankings(result: Result) -> Finding:

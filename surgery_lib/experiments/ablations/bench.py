@@ -72,7 +72,8 @@ class Bench:
     """The chosen edit on its model, with what its variants are made of.
 
     `directions` are unit vectors (width,) by name, `scores` the scores of all rows by (rule, name).
-    `states` (texts, layers, width) and `labels` are by split, for `layers`.
+    `states` (texts, layers, width) and `labels` are by split, for `layers`. `starts` has, by layer,
+    the cosines of each trained draw's rows with their random start.
     """
 
     model: PreTrainedModel
@@ -89,6 +90,7 @@ class Bench:
     relative: bool
     directions: dict[str, Tensor] = field(default_factory=dict)
     scores: dict[tuple[str, str], Tensor] = field(default_factory=dict)
+    starts: dict[str, list[Mapping[str, float]]] = field(default_factory=dict)
 
     @property
     def rule(self) -> str:

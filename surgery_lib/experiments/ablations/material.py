@@ -98,6 +98,8 @@ def _directions(bench: Bench) -> dict[str, Tensor]:
         for draw in range(bench.draws if drawn else 1):
             for one in _fitted(bench, estimator, row, draw, compared_layers(bench)):
                 found[f"{name}, layer {one.layer}, draw {draw}"] = one.direction
+                if row == "paper":
+                    bench.starts.setdefault(f"layer {one.layer}", []).append(one.start)
     return {name: vector / vector.norm() for name, vector in found.items()}
 
 

@@ -132,6 +132,8 @@ def test_every_question_is_answered_undone_and_put_into_words(
         "layer": one.chosen.layer,
         "lines": {name: summarise(held, flags) for name, held in rows.items()},
     }
+    assert {len(draws) for draws in one.starts.values()} == {one.draws}
+    result["starts"] = one.starts
     result["gates"] = inside.gates(one)
     result["cosines"] = inside.cosines(one, study)
     result["transfer"] = inside.transfer(one, study)
@@ -150,6 +152,8 @@ def test_every_question_is_answered_undone_and_put_into_words(
         headline, text = ablation_findings.finding(held, name)
         assert headline and text and "nan" not in text
         plt.close(ablation_figures.draw(held, name, "x"))
+    _, words = ablation_findings.finding(held, "directions")
+    assert "Cosine of W1 and W1 − W0 with it, layer" in words
     assert len(ablation_findings.everything(held).splitlines()) == len(ablation_findings.FINDINGS)
     for name in ("random direction, same rows", "random rows, same step"):
         (line,) = [ln for ln in result["lines"]["controls"] if ln["name"] == name]
