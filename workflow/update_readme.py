@@ -7,7 +7,7 @@ import functools
 import operator
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from surgery_lib.report import (
     advice,
     asked,
     diagnostics,
+    seeds,
     tables,
 )
 from surgery_lib.report.style import markdown_table
@@ -127,6 +128,12 @@ def paired(study: str, *names: str) -> str:
     return advice.paired_table(outcomes, names, "both", compared["scorer"])
 
 
+def over_seeds(numbers: Sequence[int], *names: str) -> str:
+    """The comparison on SmolLM2 with several seeds."""
+    held = {n: result(f"smollm2-135m/toxicity/seed{n}/comparison.json") for n in numbers}
+    return seeds.table(held, names)
+
+
 def diagnosed(study: str) -> dict[str, Any]:
     """Results of the five diagnostics on one study, as far as they were run."""
     names = ("fingerprint", "drift", "attack", "code", "retrieval")
@@ -182,6 +189,8 @@ TABLES: dict[str, Callable[[], str]] = {
         SMOLLM2,
         *("surgery_covariance", "dpo", "caa", "ridge_ablation", "surgery_paper", "surgery", "lora"),
     ),
+    "seeds-smollm2": lambda: over_seeds((0, 1, 2), "surgery_covariance", "caa"),
+    "seeds-smollm2-dpo": lambda: over_seeds((0, 1), "surgery_covariance", "dpo"),
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0",
         *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),

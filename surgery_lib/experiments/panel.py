@@ -37,7 +37,7 @@ class Panel:
         prompts: Texts to choose from, and to count the behaviour over; the first is shown.
         chosen: The edit that it opens with and that Reset goes back to.
         budget: Nats a token, beyond which the divergence is red.
-        most: The largest strength of the slider; a chosen one beyond it moves the end.
+        most: The largest strength of the slider; there is room beyond a chosen one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Panel:
         self.layers: dict[int, float] = dict(chosen.layers)
         self._loading = False
         # A slider would clamp the chosen edit without a word.
-        most = max(most, abs(chosen.strength), *map(abs, self.layers.values()))
+        most = max(most, 1.5 * abs(chosen.strength), *map(abs, self.layers.values()))
         self._build(most, writing or Writing())
         self._run()
 

@@ -39,7 +39,8 @@ def _divergence(kl: float, budget: float | None) -> str:
     within = kl <= budget
     return (
         f'<b style="color:#fff;background:{GREEN if within else RED};padding:1px 5px">{kl:.3f}</b> '
-        f"nats a token on this prompt, {'within' if within else 'BEYOND'} the budget of {budget:g}"
+        f"nats a token on this prompt, {'within' if within else 'BEYOND'} the budget of {budget:g} "
+        "for harmless text"
     )
 
 

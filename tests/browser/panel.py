@@ -3,8 +3,8 @@
     python tests/browser/panel.py OUT             (needs chromium, chromedriver, selenium)
     python tests/browser/panel.py OUT quickstart
 
-Runs all cells of a notebook from the menu: by default one that fits a probe to the embedded model
-and shows its panel, else a copy of `notebooks/quickstart.ipynb`. Moves the strength and sees the
+Runs all cells of a notebook from the menu: by default one that shows the panel of the embedded
+model's committed edit, else a copy of `notebooks/quickstart.ipynb`. Moves the strength and sees the
 text change (OUT/before.png, OUT/after.png), counts the rate, goes back to the chosen edit, gives a
 block a strength of its own, waits for Run, and saves a patch (OUT/panel.png).
 """
@@ -30,6 +30,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 ROOT = Path(__file__).resolve().parents[2]
 WAIT = 1200  # seconds, for a machine that does other things
 SHOWN = ".widget-html .model-surgery-panel"
+FAILED = ".jp-OutputArea-output.jp-mod-error"
 MENU = "//div[contains(@class, 'lm-MenuBar-itemLabel') and text()='Run']"
 RUN_ALL = "//li[@data-command='runmenu:run-all']"
 
@@ -64,23 +65,19 @@ def browser() -> webdriver.Chrome:
 
 
 SOURCE = """
-from surgery_lib import models, scorers
-from surgery_lib.data import load
 from surgery_lib.experiments import panel
-from surgery_lib.profile import load_profile
-from surgery_lib.selection import sweep
-from surgery_lib.selection.probes import fit_probes
+from surgery_lib.experiments.context import Context
+from surgery_lib.selection.table import Point
 
-settings = load_profile("patient", {"probe.estimators": ["lda"], "region.rules": ["effect"],
-                                    "region.effect_texts": 32, "probe.layers": [3, 4]})
-spec = settings.behaviours["toxicity"]
-model, tokenizer = models.load_model(settings.model.id)
-data = load.load("toxicity", spec, tokenizer=tokenizer, limit=60)
-probes = fit_probes(model, tokenizer, data, settings, 2)
-table = sweep.prepare(model, tokenizer, probes, data, settings)
-prompts = [one.text for one in data.prompts["test"] if one.group in spec.trigger_groups][:12]
-panel.panel(model, tokenizer, probes, [scorers.build(spec.guide)], prompts, table=table,
-            point=sweep.Point("lda@4", "effect", 0.02, 1.5), budget=0.02)
+study = Context.start("patient")
+model, tokenizer = study.load_model()
+about = study.surgery().about
+probes = {about["probe"]: study.probes()[about["probe"]]}
+prompts = [one.text for one in study.data().prompts["test"]
+           if one.group in study.spec.trigger_groups][:12]
+point = Point(*(about[part] for part in ("probe", "rule", "fraction", "strength")))
+panel.panel(model, tokenizer, probes, [study.guide], prompts, table=study.table(probes),
+            point=point, budget=study.profile.budget.context_kl)
 """
 
 
@@ -128,7 +125,11 @@ def check(page: webdriver.Chrome, address: str, folder: Path, out: Path) -> None
     start = time.perf_counter()
     for item in (MENU, RUN_ALL):
         wait.until(lambda p, item=item: p.find_element(By.XPATH, item)).click()
-    wait.until(lambda p: p.find_element(By.CSS_SELECTOR, SHOWN))
+    there = wait.until(lambda p: p.find_elements(By.CSS_SELECTOR, f"{SHOWN}, {FAILED}"))
+    if failed := [
+        one.text for one in there if "jp-mod-error" in (one.get_attribute("class") or "")
+    ]:
+        raise SystemExit(failed[0])
     print(f"the panel is there {time.perf_counter() - start:.0f} s after Run All Cells")
 
     def text() -> str:
@@ -170,7 +171,7 @@ def check(page: webdriver.Chrome, address: str, folder: Path, out: Path) -> None
 
     def choose(label: str, value: str) -> None:
         path = f"//select[option[contains(., '{label}')]]"
-        Select(page.find_element(By.XPATH, path)).select_by_visible_text(value)
+        Select(wait.until(lambda p: p.find_element(By.XPATH, path))).select_by_visible_text(value)
 
     assert "the chosen edit: " in text() and "the budget of" in text()
     shot("before.png")
@@ -180,8 +181,9 @@ def check(page: webdriver.Chrome, address: str, folder: Path, out: Path) -> None
     tick("rate over")
     said("shows it: ")
     changed("Reset", lambda: press("Reset"), "the chosen edit: ")
+    time.sleep(4)  # the rate of the edit that it went back to
     blocks = [o.text for o in page.find_elements(By.XPATH, "//option[contains(., 'alone')]")]
-    choose("all layers", blocks[-1])
+    choose("alone", blocks[-1])
     changed("a block alone", lambda: slide(-60), "block ")
     tick("at once")
     before = text()
