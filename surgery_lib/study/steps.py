@@ -68,3 +68,8 @@ def whole(folder: Path, step: Step) -> bool:
     except UserError:
         return False
     return True
+
+
+def steps_of(profile: str) -> dict[str, Step]:
+    """The steps that a profile has."""
+    return {name: step for name, step in STEPS.items() if step.profile in (None, profile)}
