@@ -69,6 +69,7 @@ def test_profiles(tmp_path: Path, profile: dict[str, Any]) -> None:
     survives(lambda: load_profile("patient", profile))
 
 
+@pytest.mark.slow
 @budget
 @given(
     st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8", "ignore"))

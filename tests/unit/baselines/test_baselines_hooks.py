@@ -271,6 +271,7 @@ def test_surgery_is_the_same_edit_as_the_operation_itself():
     assert set(SURGERY_PAPER.knobs) == {"strength"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_published")
 def test_the_paper_s_form_and_its_control_of_random_rows_stand_on_a_trained_probe(fitted):
     model, methods = fitted

@@ -36,6 +36,7 @@ def test_ranks_by_hand() -> None:
     assert code_sets.ranks(own, described).tolist() == [1.0, 0.5, 1 / 3]
 
 
+@pytest.mark.slow
 def test_a_better_score_has_a_gap_above_zero() -> None:
     truth = np.arange(40) % 2 == 0
     noise = np.random.default_rng(0).normal(size=40)

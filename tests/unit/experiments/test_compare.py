@@ -116,6 +116,7 @@ def test_panels_count_what_is_below_the_unedited_model(outcomes: list[Outcome]) 
     assert [t.get_text() for t in figure.axes[0].get_yticklabels()][-1] == "caa"
 
 
+@pytest.mark.slow
 def test_two_methods_searched_alike_and_taken_up_again(tmp_path: Path) -> None:
     overrides = {"evaluation.clean_texts": 4, "evaluation.limit": 60}
     study = Study.start("patient", "toxicity", 0, overrides, tmp_path)

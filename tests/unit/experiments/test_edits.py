@@ -48,6 +48,7 @@ def changed(edit: edits.Edit, model: Any) -> list[torch.Tensor]:
         return [value.clone() for value in model.state_dict().values()]
 
 
+@pytest.mark.slow
 def test_an_edit_is_matched_once_and_comes_back_as_it_was(
     study: Study, held: tuple[Any, Any, BehaviourData], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def runner(tmp_path_factory: pytest.TempPathFactory) -> ProtocolRunner:
     return ProtocolRunner(model, tokenizer, load_profile("patient", SMALL), folder / "results")
 
 
+@pytest.mark.slow
 def test_every_operation_of_the_paper_and_every_table(
     runner: ProtocolRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,7 @@ from surgery_lib.scorers.build import build
 OPEN = home() / "data" / "open"
 
 
+@pytest.mark.slow
 def test_a_perfect_a_useless_and_a_wrong_scorer() -> None:
     labels = np.arange(400) % 2 == 0
     perfect = validity(labels.astype(float), labels)

@@ -168,6 +168,7 @@ def pages(folder: Path) -> dict[str, Page]:
     return {path.name: Page(path.read_text(encoding="utf-8")) for path in folder.glob("*.html")}
 
 
+@pytest.mark.slow
 def test_every_link_and_picture_is_there(built: Path) -> None:
     found = pages(built)
     assert {"index.html", "benchmarks.html", "patient-toxicity-seed0.html"} <= set(found)
@@ -286,6 +287,7 @@ def broken(results: Path) -> Path:
     return study
 
 
+@pytest.mark.slow
 def test_broken_pictures_and_tables_are_named_and_the_rest_is_shown(tmp_path: Path) -> None:
     broken(tmp_path)
     site.build(tmp_path)
@@ -303,6 +305,7 @@ def test_broken_pictures_and_tables_are_named_and_the_rest_is_shown(tmp_path: Pa
         assert "a picture that cannot be read" in page.seen and "after it" in page.seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", ["patient-toxicity-seed0.html", ".model-surgery-site"])
 def test_the_old_site_stays_where_the_disk_is_full(
     failing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -323,6 +326,7 @@ def test_the_old_site_stays_where_the_disk_is_full(
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_an_empty_folder_makes_a_site_that_says_so(tmp_path: Path) -> None:
     site.build(tmp_path)
     assert "no study in" in Page((tmp_path / "site" / "index.html").read_text()).seen

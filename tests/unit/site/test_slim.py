@@ -86,6 +86,7 @@ def test_links_between_copies_stay(tmp_path: Path) -> None:
     assert "[next](02_region.ipynb)" in text
 
 
+@pytest.mark.slow
 def test_a_copy_that_stays_too_large_is_refused() -> None:
     notebook = executed(png(1600, noise=True))
     notebook.cells[1].outputs *= 9

@@ -115,6 +115,7 @@ def test_cosine_with_the_start_is_near_one_where_little_is_learnt(
         assert found.start["row"] > 0.99 and found.start["difference"] > 0.99
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("as_published")
 def test_on_the_patient_training_leaves_the_start_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     model, tokenizer = load_model("embedded:patient")
