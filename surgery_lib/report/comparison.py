@@ -155,8 +155,8 @@ def damage_table(
     known = base.capability
     average = f" (base {100 * np.mean(list(known.values())):.1f})" if known else ""
     header = ["method", "perplexity, %", "first-token KL", "KL in context"]
-    header += [f"capability{average}", "distinct-2", "KL of 20 tokens, harmless"]
-    header += ["KL of 20 tokens, triggering"] * triggers
+    header += [f"capability{average}", "distinct-2", "KL along 20 tokens, harmless"]
+    header += ["KL along 20 tokens, triggering"] * triggers
     return markdown_table([*header, "in a loop", "ended"], lines)
 
 

@@ -1,6 +1,7 @@
 """The tables and sentences of notebooks 01 and 04, made from what was measured."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -41,12 +42,20 @@ def probes(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-# What else a variant changes, as a column: how to read it off a draw, times what, decimals.
+def _value(key: str, draw: Mapping[str, Any]) -> float:
+    return float(draw[key]["value"])
+
+
+# How far a variant diverges from the base, as a column: where a draw keeps it, in nats a token.
+KL: Mapping[str, str] = {
+    "first-token KL": "first_token_kl",
+    "KL in context": "context_kl",
+    "KL along 20 tokens, harmless": "continuation_kl",
+    "KL along 20 tokens, triggering": "trigger_continuation_kl",
+}
+# What else a variant changes: how to read it off a draw, times what, decimals.
 CHANGES: Mapping[str, tuple[Callable[[Mapping[str, Any]], float], float, int]] = {
-    "first-token KL": (lambda draw: draw["first_token_kl"]["value"], 1, 3),
-    "KL in context": (lambda draw: draw["context_kl"]["value"], 1, 3),
-    "KL of 20 tokens, harmless": (lambda draw: draw["continuation_kl"]["value"], 1, 3),
-    "KL of 20 tokens, triggering": (lambda draw: draw["trigger_continuation_kl"]["value"], 1, 3),
+    **{column: (partial(_value, key), 1, 3) for column, key in KL.items()},
     "distinct-2": (lambda draw: draw["distinct"]["distinct_2"], 1, 2),
     "ended, %": (lambda draw: draw["endings"]["ended"], 100, 0),
 }
@@ -66,14 +75,20 @@ def summary(result: Mapping[str, Any]) -> str:
         rises = sorted(100 * draw["perplexity_rise"] for draw in draws)
         rise = f"{rises[0]:+.1f} %" if len(rises) == 1 else f"{rises[0]:+.1f} to {rises[-1]:+.1f} %"
         changes = [
-            "" if base and "KL" in column else _spread(draws, *how) for column, how in known.items()
+            "" if base and column in KL else _spread(draws, *how) for column, how in known.items()
         ]
         first = shown(draws[0]["perplexity"], 1.0, 2) if base else rise
         lines.append([name.replace("_", " "), *rates, first, *changes])
     n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
     columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
     table = markdown_table(["variant", *columns, "perplexity", *known], lines)
-    return f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts.\n"
+    along = (
+        "KL: nats a token; along 20 tokens of the base's own answers, of which those to triggering "
+    )
+    return (
+        f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts. {along}"
+        "prompts are meant to change.\n"
+    )
 
 
 def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
@@ -116,7 +131,7 @@ def evaluation(result: Mapping[str, Any]) -> str:
         "variant",
         *(column for name in result["scorers"] for column in (f"{name}, %", "p")),
         "perplexity",
-        *(column for column in CHANGES if "KL" in column),
+        *KL,
         "distinct-2",
     ]
     lines = []
@@ -133,7 +148,7 @@ def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Itera
         yield shown(draw["rates"][scorer])
         yield "" if base else p_value(draw["against_base"][scorer]["p"])
     yield shown(draw["perplexity"], 1.0, 2)
-    for key in ("first_token_kl", "context_kl", "continuation_kl", "trigger_continuation_kl"):
+    for key in KL.values():
         yield shown(draw[key], 1.0, 3) if draw.get(key) and not base else "-"
     yield f"{draw['distinct']['distinct_2']:.2f}" if draw["distinct"]["distinct_2"] else "-"
 

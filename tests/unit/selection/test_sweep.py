@@ -246,7 +246,7 @@ def test_no_edit_measures_as_the_base(tiny: Any) -> None:
     assert draw["continuation_kl"]["value"] == draw["trigger_continuation_kl"]["value"] == 0
     shown = tables.summary(result)
     assert "edited" in tables.evaluation(result) and "edited" in shown
-    assert "KL of 20 tokens, triggering" in shown
+    assert "KL along 20 tokens, triggering" in shown
     for one in result["variants"].values():
         del one["draws"][0]["trigger_continuation_kl"]
     assert "triggering" not in tables.summary(result)  # nothing was measured by it: no column
