@@ -46,12 +46,13 @@ def _value(key: str, draw: Mapping[str, Any]) -> float:
     return float(draw[key]["value"])
 
 
+TRIGGERING = "KL along 20 tokens, triggering"
 # How far a variant diverges from the base, as a column: where a draw keeps it, in nats a token.
 KL: Mapping[str, str] = {
     "first-token KL": "first_token_kl",
     "KL in context": "context_kl",
     "KL along 20 tokens, harmless": "continuation_kl",
-    "KL along 20 tokens, triggering": "trigger_continuation_kl",
+    TRIGGERING: "trigger_continuation_kl",
 }
 # What else a variant changes: how to read it off a draw, times what, decimals.
 CHANGES: Mapping[str, tuple[Callable[[Mapping[str, Any]], float], float, int]] = {
@@ -82,13 +83,11 @@ def summary(result: Mapping[str, Any]) -> str:
     n, names = result["variants"]["base"]["draws"][0]["rate"]["n"], result["scorers"]
     columns = [f"{name}, % of {n} prompts" for name in (names if len(names) > 1 else ["behaviour"])]
     table = markdown_table(["variant", *columns, "perplexity", *known], lines)
-    along = (
-        "KL: nats a token; along 20 tokens of the base's own answers, of which those to triggering "
-    )
-    return (
-        f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts. {along}"
-        "prompts are meant to change.\n"
-    )
+    text = f"{table}\nDistinct-2 and ended answers: over all {result['prompts']} prompts."
+    text += " KL: nats a token; along 20 tokens, of the base's own answers."
+    if TRIGGERING in known:
+        text += " Those to triggering prompts are meant to change."
+    return f"{text}\n"
 
 
 def _measured(result: Mapping[str, Any]) -> dict[str, Any]:
