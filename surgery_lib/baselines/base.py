@@ -202,16 +202,8 @@ class Lesson:
 Result = TypeVar("Result", bound=Fitted, covariant=True)
 
 
-class Method(ABC, Generic[Result]):
-    """A `Baseline` of one form: its class names itself, and says what may be turned."""
-
-    name: ClassVar[str]
-    kind: ClassVar[Kind]
-    knobs: ClassVar[Mapping[str, SearchRange]]
-
-    def __init_subclass__(cls, name: str = "", kind: Kind = "weights", **rest: Any) -> None:
-        super().__init_subclass__(**rest)
-        cls.name, cls.kind = name, kind
+class Taught(ABC, Generic[Result]):
+    """What `fit` gives a lesson."""
 
     def fit(
         self,
@@ -222,8 +214,28 @@ class Method(ABC, Generic[Result]):
         seed: int = 0,
         **fixed: Any,
     ) -> Result:
-        """Learn from the data; `fixed` are settings of `learn`."""
-        return self.learn(Lesson(model, tokenizer, data, seed), **fixed)
+        """Learn from the data, leaving the model as it is; `fixed` are settings of the fit."""
+        return self.take(Lesson(model, tokenizer, data, seed), fixed)
+
+    @abstractmethod
+    def take(self, lesson: Lesson, fixed: Mapping[str, Any]) -> Result:
+        """The fitted method."""
+
+
+class Method(Taught[Result]):
+    """A `Baseline` of one form: its class names itself, and says what may be turned."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+    knobs: ClassVar[Mapping[str, SearchRange]]
+
+    def __init_subclass__(cls, name: str = "", kind: Kind = "weights", **rest: Any) -> None:
+        super().__init_subclass__(**rest)
+        cls.name, cls.kind = name, kind
+
+    def take(self, lesson: Lesson, fixed: Mapping[str, Any]) -> Result:
+        """Settings of `learn` are all there are."""
+        return self.learn(lesson, **fixed)
 
     @abstractmethod
     def learn(self, lesson: Any, /, *args: Any, **fixed: Any) -> Result:

@@ -22,7 +22,7 @@ from surgery_lib.baselines.base import (
     Method,
     Result,
     SearchRange,
-    TrainingData,
+    Taught,
     strength_range,
 )
 from surgery_lib.baselines.tuning import Delta, Tuned, Which, tuned
@@ -224,18 +224,10 @@ class Trained(Method[Result]):
 
     training: Training
 
-    def fit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        data: TrainingData,
-        *,
-        seed: int = 0,
-        **fixed: Any,
-    ) -> Result:
-        """Train, leaving the model as it is. UserError where there are no texts to train on."""
-        training, fixed = with_settings(self.training, seed, fixed)
-        return self.learn(Course(model, tokenizer, data, seed, training), **fixed)
+    def take(self, lesson: Lesson, fixed: Mapping[str, Any]) -> Result:
+        """Train. UserError where there are no texts to train on."""
+        course, rest = course_of(lesson, self.training, fixed)
+        return self.learn(course, **rest)
 
 
 @dataclass(frozen=True)
@@ -256,7 +248,7 @@ class FittedDelta:
 
 
 @dataclass(frozen=True)
-class WeightBaseline:
+class WeightBaseline(Taught[FittedDelta]):
     """A trained method: `learn(course, **fixed)` gives its delta.
 
     Settings of `fit` that are fields of `Training` replace its own; the others go to `learn`.
@@ -271,26 +263,18 @@ class WeightBaseline:
     )
     kind: Kind = "weights"
 
-    def fit(
-        self,
-        model: PreTrainedModel,
-        tokenizer: Any,
-        data: TrainingData,
-        *,
-        seed: int = 0,
-        **fixed: Any,
-    ) -> FittedDelta:
-        """Train, leaving the model as it is. UserError where there are no texts to train on."""
-        training, fixed = with_settings(self.training, seed, fixed)
-        course = Course(model, tokenizer, data, seed, training)
-        return FittedDelta(self.learn(course, **fixed), course.spent, self.sign)
+    def take(self, lesson: Lesson, fixed: Mapping[str, Any]) -> FittedDelta:
+        """Train. UserError where there are no texts to train on."""
+        course, rest = course_of(lesson, self.training, fixed)
+        return FittedDelta(self.learn(course, **rest), course.spent, self.sign)
 
 
-def with_settings(
-    training: Training, seed: int, fixed: Mapping[str, Any]
-) -> tuple[Training, dict[str, Any]]:
-    """The training with its own settings replaced, and the settings that are not its own."""
+def course_of(
+    lesson: Lesson, training: Training, fixed: Mapping[str, Any]
+) -> tuple[Course, dict[str, Any]]:
+    """The lesson with its training, as `fixed` changes it, and the settings that remain."""
     own = {field.name for field in dataclasses.fields(Training)}
     changed = {name: value for name, value in fixed.items() if name in own}
     rest = {name: value for name, value in fixed.items() if name not in own}
-    return dataclasses.replace(training, seed=seed, **changed), rest
+    training = dataclasses.replace(training, seed=lesson.seed, **changed)
+    return Course(lesson.model, lesson.tokenizer, lesson.data, lesson.seed, training), rest

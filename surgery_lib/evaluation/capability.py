@@ -25,19 +25,23 @@ SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_rando
 
 @dataclass(frozen=True)
 class Setting:
-    """A benchmark as a study runs it: lm-eval's tasks, shots, longest answer, and the number."""
+    """A benchmark as a study runs it: lm-eval's tasks, shots, longest answer, and the number.
+
+    `parts`: how many tasks each of `tasks` stands for where it is a group of lm-eval's.
+    """
 
     tasks: Callable[[], Sequence[str]]
     metric: str
     shots: int | None = None
     max_gen_toks: int | None = None
+    parts: int = 1
 
 
 # The paper's benchmarks (section 4 and the evaluation scripts' settings), as lm-eval's tasks.
 PAPER: dict[str, Setting] = {
     "gsm8k": Setting(lambda: ["gsm8k_cot"], "exact_match,flexible-extract", 8, 256),
-    "bbh": Setting(lambda: ["bbh_cot_fewshot"], "exact_match,get-answer", 3, 512),
-    "mmlu": Setting(lambda: ["mmlu"], "acc,none", 0),
+    "bbh": Setting(lambda: ["bbh_cot_fewshot"], "exact_match,get-answer", 3, 512, 27),
+    "mmlu": Setting(lambda: ["mmlu"], "acc,none", 0, parts=57),
     "tydiqa": Setting(
         lambda: [f"tydiqa_goldp_{short}" for short in tydiqa_languages()], "f1,none", 1, 50
     ),
@@ -229,7 +233,10 @@ def paper_capability(
     batch_size: int = 16,
     seed: int = 0,
 ) -> dict[str, dict[str, Any]]:
-    """The paper's benchmarks with its shots and answer lengths: name in `PAPER` → result."""
+    """The paper's benchmarks with its shots and answer lengths: name in `PAPER` → result.
+
+    `limit` is of a benchmark: as many items of each of its tasks, rounded up, as make that many.
+    """
     unknown = [name for name in benchmarks if name not in PAPER]
     if unknown:
         raise UserError(f"unknown benchmark {unknown[0]!r}; use one of {', '.join(PAPER)}")
@@ -241,7 +248,7 @@ def paper_capability(
             model,
             tokenizer,
             tasks,
-            limit=limit,
+            limit=-(-limit // (len(tasks) * setting.parts)) if limit else None,
             num_fewshot=setting.shots,
             max_gen_toks=setting.max_gen_toks,
             metrics=dict.fromkeys(tasks, setting.metric),
