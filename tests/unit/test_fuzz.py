@@ -56,6 +56,7 @@ def survives(run: Callable[[], Any]) -> bool:
     return True
 
 
+@pytest.mark.slow
 @budget
 @given(st.dictionaries(st.sampled_from(fields) | st.text(max_size=5), values, max_size=4))
 @example({"extends": 5})

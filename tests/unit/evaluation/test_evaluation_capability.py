@@ -91,7 +91,8 @@ def test_the_mirror_answers_for_the_hub(mirror: Any) -> None:
 
 def test_the_papers_benchmarks_on_real_items(mirror: Any) -> None:
     model, tokenizer = load_model("local/real-text-6m")
-    found = paper_capability(model, tokenizer, ["gsm8k", "tydiqa"], limit=4)
-    assert (found["gsm8k"]["n"], found["gsm8k"]["shots"]) == (4, 8)
-    assert (found["tydiqa"]["n"], found["tydiqa"]["metric"]) == (6, "f1,none")
+    found = paper_capability(model, tokenizer, ["gsm8k", "tydiqa"], limit=2)
+    assert (found["gsm8k"]["n"], found["gsm8k"]["shots"]) == (2, 8)
+    # Two of a benchmark: one of each of its tasks, three languages here.
+    assert (found["tydiqa"]["n"], found["tydiqa"]["metric"]) == (3, "f1,none")
     assert set(found["tydiqa"]["subtasks"]) == {f"tydiqa_goldp_{x}" for x in ("en", "fi", "sw")}

@@ -112,7 +112,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     # The server is on this machine: a run without a network reaches it too.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     server = Hub()
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
     thread.start()
     yield server
     server.released.set()

@@ -97,7 +97,7 @@ FAST: dict[str, Any] = {"per_second": 1000.0, "wait": 0.001, "attempts": 4}
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     """A running server, with the environment pointing both scorers to it."""
     made = Server()
-    threading.Thread(target=made.serve_forever, daemon=True).start()
+    threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
     monkeypatch.setenv("PERSPECTIVE_API_KEY", "secret-key")
     monkeypatch.setenv("PERSPECTIVE_URL", f"{made.url}/v1alpha1/comments:analyze")
     monkeypatch.setenv("JUDGE_BASE_URL", f"{made.url}/v1/")

@@ -213,10 +213,10 @@ def test_a_cache_of_scores_is_cut_to_its_newer_half(
 ) -> None:
     path = tmp_path / "scores.sqlite"
     cache = network.Cache(path)
-    for number in range(400):
-        cache.put(f"{number:0200d}", 0.5)
+    for number in range(50):
+        cache.put(f"{number:02000d}", 0.5)
     before = path.stat().st_size
     monkeypatch.setattr(files, "SMALL_CACHE", before - 1)
     cut = network.Cache(path)
     assert path.stat().st_size < before
-    assert cut.get(f"{0:0200d}") is None and cut.get(f"{399:0200d}") == 0.5
+    assert cut.get(f"{0:02000d}") is None and cut.get(f"{49:02000d}") == 0.5
