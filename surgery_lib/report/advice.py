@@ -64,6 +64,16 @@ def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> lis
     return found
 
 
+def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
+    """What is set against what: each method against no edit, the first against each other."""
+    return [(name, NOTHING) for name in names] + [(names[0], other) for other in names[1:]]
+
+
+def difference(pair: Mapping[str, Any]) -> str:
+    """A paired difference with its interval and p."""
+    return f"{shown({**pair, 'value': pair['difference']})}, p {p_value(pair['p'])}"
+
+
 def paired_table(
     outcomes: Sequence[Outcome], names: Sequence[str], measure: str, scorer: str
 ) -> str:
@@ -81,15 +91,14 @@ def paired_table(
         else:
             flags = points[other].flags[scorer], points[name].flags[scorer]
             pair = compare(*flags).as_dict()
-        return f"{shown({**pair, 'value': pair['difference']})}, p {p_value(pair['p'])}"
+        return difference(pair)
 
-    pairs = [(name, NOTHING) for name in names] + [(names[0], other) for other in names[1:]]
     lines = [
         [
             f"{name} less {other}".replace("_", " "),
             *(cell(at_budget(outcomes, measure, budget), name, other) for budget in budgets),
         ]
-        for name, other in pairs
+        for name, other in pairs_of(names)
     ]
     columns = [f"{measure_name(measure)} ≤ {budget}" for budget in budgets]
     return markdown_table(["points of behaviour, paired", *columns], lines)

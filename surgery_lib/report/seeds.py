@@ -7,10 +7,9 @@ import numpy as np
 
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation.statistics import compare
-from surgery_lib.report.advice import NOTHING
+from surgery_lib.report.advice import NOTHING, difference, pairs_of
 from surgery_lib.report.comparison import budgets_of, measure_name
-from surgery_lib.report.style import interval as shown
-from surgery_lib.report.style import markdown_table, p_value
+from surgery_lib.report.style import markdown_table
 from surgery_lib.selection.outcome import ModelReading, Outcome
 from surgery_lib.selection.trials import BOTH
 
@@ -49,24 +48,23 @@ def table(
         each = ", ".join(f"{value:.1f}" for value in values)
         return f"{np.mean(values):.1f} ({each})" if values else "-"
 
-    def difference(name: str, other: str, budget: float) -> str:
+    def apart(name: str, other: str, budget: float) -> str:
         kept, left = readings(other, budget), readings(name, budget)
         if not kept or not left:
             return "-"
         pair = compare(*(np.mean([one.flags[scorer] for one in of], axis=0) for of in (kept, left)))
-        return f"{shown({**pair.as_dict(), 'value': pair.difference})}, p {p_value(pair.p)}"
+        return difference(pair.as_dict())
 
     lines = [
         [name.replace("_", " "), *(rates(name, budget) for budget in budgets)]
         for name in (NOTHING, *names)
     ]
-    pairs = [(name, NOTHING) for name in names] + [(names[0], other) for other in names[1:]]
     lines += [
         [
             f"{name} less {other}, points".replace("_", " "),
-            *(difference(name, other, budget) for budget in budgets),
+            *(apart(name, other, budget) for budget in budgets),
         ]
-        for name, other in pairs
+        for name, other in pairs_of(names)
     ]
     columns = [f"{measure_name(measure)} ≤ {budget}" for budget in budgets]
     seeds = ", ".join(map(str, outcomes))
