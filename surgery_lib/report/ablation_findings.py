@@ -184,7 +184,13 @@ def _strengths(result: Result) -> Finding:
 
 
 def _directions(result: Result) -> Finding:
-    lines = [line for line in _lines(result, "directions") if line["x"] == 1.0]
+    every = _lines(result, "directions")
+    chosen = [line for line in every if line["x"] == 1.0]
+    level = [line for line in every if line["name"].endswith("same divergence")]
+    # Directions of the blocks' own are compared where they diverge as the chosen one does.
+    lines, where = (chosen, "the chosen step")
+    if level:
+        lines, where = [chosen[0], *level], "the same divergence"
     best = _best(lines)
     listed = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
     # Draws of one training set are compared by their range, not by a test.
@@ -199,8 +205,11 @@ def _directions(result: Result) -> Finding:
         for one, two in pairs
     ]
     return (
-        f"Of all directions, {best['name']} leaves least at the chosen step: {_at_cost(best)}",
-        f"At the chosen step: {listed}. The random start: {'; '.join(words)}." + _starts(result),
+        f"Of all directions, {best['name'].split(', same')[0]} leaves least at {where}: "
+        f"{_at_cost(best)}",
+        f"At {where}: {listed}."
+        + (f" The random start: {'; '.join(words)}." if words else "")
+        + _starts(result),
     )
 
 

@@ -96,12 +96,11 @@ def prepare(
     scores: dict[Pair, Tensor] = {}
     fitted, members = None, dict(probes)
     directions = [one.direction for one in probes.values()]
-    training = _training(data, profile.region.effect_texts)
+    training = training_texts(data, profile.region.effect_texts)
     for rule in profile.region.rules:
         if rule == "covariance":
             fitted = Covariance().fit(model, tokenizer, training, score=score)
-            last = activations.n_layers(model) - 1
-            own = Probe(fitted.write, fitted.write, 0.0, last, LIKELIHOOD, data.name)
+            own = written_against(model, fitted, data.name)
             members[own.name] = own
             scores[rule, own.name] = fitted.scores(model)
             continue
@@ -111,7 +110,13 @@ def prepare(
     return Table(members, scores, profile.surgery.unit, matrix, row_norm, fitted)
 
 
-def _training(data: BehaviourData, limit: int) -> TrainingData:
+def written_against(model: PreTrainedModel, fitted: FittedCovariance, behaviour: str) -> Probe:
+    """What the covariance rule writes against, as a probe of the last layer."""
+    last = activations.n_layers(model) - 1
+    return Probe(fitted.write, fitted.write, 0.0, last, LIKELIHOOD, behaviour)
+
+
+def training_texts(data: BehaviourData, limit: int) -> TrainingData:
     """Training texts, at most so many of each label, and training prompts where there are some."""
     texts = [
         one

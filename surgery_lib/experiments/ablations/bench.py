@@ -15,6 +15,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.selection.sweep import Ledger
 from surgery_lib.surgery import Surgery, probe, region
+from surgery_lib.surgery.edit import normalised
 
 Edit = Callable[[], AbstractContextManager[Any]]
 
@@ -71,9 +72,12 @@ class Measurement:
 class Bench:
     """The chosen edit on its model, with what its variants are made of.
 
-    `directions` are unit vectors (width,) by name, `scores` the scores of all rows by (rule, name).
-    `states` (texts, layers, width) and `labels` are by split, for `layers`. `starts` has, by layer,
-    the cosines of each trained draw's rows with their random start.
+    `directions` are unit vectors (width,) by name, or (blocks, width) with one for every block
+    where the edit has that; `scores` the scores of all rows by (rule, name). `chosen` is the probe
+    that the edit moves along or, with a direction for every block, what it writes against.
+    `states` (texts, layers, width) and `labels` are by split, for `layers`, whose probes are of
+    `estimator`. `starts` has, by layer, the cosines of each trained draw's rows with their random
+    start.
     """
 
     model: PreTrainedModel
@@ -81,6 +85,7 @@ class Bench:
     data: BehaviourData
     surgery: Surgery
     chosen: probe.Probe
+    estimator: str
     meter: Evaluator
     ledger: Ledger
     draws: int
@@ -100,7 +105,12 @@ class Bench:
     @property
     def step(self) -> float:
         """How far the chosen edit moves a row, in the weights' own units."""
-        return float(self.surgery.coefficients[0] * self.surgery.direction.norm())
+        return float(self.surgery.coefficients[0] * self.surgery.direction.norm(dim=-1).mean())
+
+    @property
+    def blockwise(self) -> bool:
+        """Whether the chosen edit has a direction for every block."""
+        return self.surgery.direction.dim() == 2
 
     @property
     def scorer(self) -> str:
@@ -144,8 +154,8 @@ class Bench:
                 region.mean_row_norm(self.model, m) for m in (self.surgery.matrix, matrix)
             )
             step *= other / own
-        unit = direction / direction.norm()
-        surgery = Surgery.build(self.model, rows, unit, step, unit="absolute", matrix=matrix)
+        along = normalised(direction)
+        surgery = Surgery.build(self.model, rows, along, step, unit="absolute", matrix=matrix)
         return surgery.applied(self.model)
 
     def measure(self, variants: Iterable[Variant], *, texts: int = 0) -> list[Measurement]:
@@ -190,7 +200,7 @@ class Bench:
         """
         held = self.ledger.get(f"match | {name}")
         if held is None:
-            target = self._damage(self.edit(self.surgery.rows, self.chosen.direction))
+            target = self._damage(self.edit(self.surgery.rows, self.directions[CHOSEN]))
             low, high = math.log(1 / FARTHEST), math.log(FARTHEST)
             if self._damage(edit(FARTHEST)) > target:
                 for _ in range(HALVINGS):

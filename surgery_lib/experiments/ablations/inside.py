@@ -45,7 +45,7 @@ def transfer(bench: Bench, study: Study) -> list[dict[str, Any]]:
         probe.fit(
             states["train"],
             bench.labels["train"],
-            estimator=bench.chosen.estimator,
+            estimator=bench.estimator,
             layers=bench.layers,
         )
         for states in (bench.states, after, nothing)
@@ -194,7 +194,7 @@ def _direction(bench: Bench, study: Study, data: Any, layer: int) -> Tensor:
         max_tokens=study.profile.probe.max_tokens,
     )
     labels = [example.label for example in examples]
-    return probe.fit(states, labels, estimator=bench.chosen.estimator)[0].direction
+    return probe.fit(states, labels, estimator=bench.estimator)[0].direction
 
 
 def _square(names: Sequence[str], vectors: Sequence[Tensor]) -> dict[str, Any]:

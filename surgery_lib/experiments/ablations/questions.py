@@ -7,11 +7,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from surgery_lib.experiments.ablations import steering
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench, Variant
-from surgery_lib.experiments.ablations.material import DIRECTIONS, compared_layers
+from surgery_lib.experiments.ablations.material import (
+    BLOCK_DIRECTIONS,
+    DIRECTIONS,
+    compared_layers,
+)
 from surgery_lib.models import layout
 from surgery_lib.surgery import region
 from surgery_lib.surgery.controls import changed
@@ -26,6 +31,8 @@ RANKINGS = {
     "cosine_gain": "cosine with gain",
     "effect": "first-order effect",
 }
+LEVEL = ", same divergence"  # ends the name of a variant whose multiple `Bench.matched` has set
+BLOCK_RANKINGS = {"cosine": "cosine", "covariance": "first-order effect"}
 
 
 @dataclass(frozen=True)
@@ -62,9 +69,9 @@ def controls(bench: Bench) -> Iterator[Variant]:
         by_noise = _matched(bench, f"random direction {draw}", own, direction)
         yield one("random direction, same rows", rows, direction, draw=draw)
         yield one("random direction, its own rows", own, direction, draw=draw)
-        yield one("random direction, same divergence", own, direction, by_noise, draw)
+        yield one(f"random direction{LEVEL}", own, direction, by_noise, draw)
         yield one("random rows, same step", chance, v, draw=draw)
-        yield one("random rows, same divergence", chance, v, by_rows, draw)
+        yield one(f"random rows{LEVEL}", chance, v, by_rows, draw)
     yield one("aligned rows, subtracted", aligned, -v)
     yield one("aligned rows, added", aligned, v)
     yield one("inverted direction", *made("inverted_direction"))
@@ -75,7 +82,9 @@ def _matched(bench: Bench, name: str, rows: Tensor, along: Tensor) -> float:
 
 
 def layers(bench: Bench) -> Iterator[Variant]:
-    """Table 9: the layer that the probe is fitted on."""
+    """Table 9: the layer that the probe is fitted on; not where each block has its direction."""
+    if bench.blockwise:
+        return
     for layer in bench.layers:
         v, name = bench.directions[f"layer {layer}"], f"layer {layer}"
         yield Variant(
@@ -95,15 +104,16 @@ def depth(bench: Bench) -> Iterator[Variant]:
 
 
 def matrices(bench: Bench) -> Iterator[Variant]:
-    """Table 11: as many rows of another matrix."""
+    """Table 11: as many rows of another matrix; a block's own direction is of its MLP's input."""
     v = bench.directions[CHOSEN]
+    among = ("gate", "up") if bench.blockwise else layout.MATRICES
 
     def edit(matrix: str) -> AbstractContextManager[Any]:
         scores = region.cosine_scores(bench.model, v, matrix)
         rows = region.select(scores, min(len(bench.surgery.rows), len(scores)))
         return bench.edit(rows, v, matrix=matrix)
 
-    for matrix in layout.MATRICES:
+    for matrix in among:
         yield Variant("matrices", matrix, functools.partial(edit, matrix))
 
 
@@ -129,7 +139,20 @@ def strengths(bench: Bench) -> Iterator[Variant]:
 
 
 def directions(bench: Bench) -> Iterator[Variant]:
-    """W1, W1 − W0, logistic, mean difference, LDA: at the layer chosen and at the last."""
+    """W1, W1 − W0, logistic, mean difference, LDA: at the layer chosen and at the last.
+
+    With a direction for every block: what each block reads along.
+    """
+    if bench.blockwise:
+        for name in BLOCK_DIRECTIONS:
+            rows, v = bench.rows(name), bench.directions[name]
+            for times in FACTORS:
+                yield Variant("directions", name, _edit(bench, rows, v, times), x=times)
+            if not torch.equal(v, bench.directions[CHOSEN]):
+                times = _matched(bench, name, rows, v)
+                edit = _edit(bench, rows, v, times)
+                yield Variant("directions", f"{name}{LEVEL}", edit, x=times)
+        return
     for name, _, _, drawn in DIRECTIONS:
         for layer in compared_layers(bench):
             for draw in _draws(bench) if drawn else range(1):
@@ -144,7 +167,7 @@ def directions(bench: Bench) -> Iterator[Variant]:
 def rankings(bench: Bench) -> Iterator[Variant]:
     """What rows are ranked by: the cosine, with the norm's gain, and the first-order effect."""
     v = bench.directions[CHOSEN]
-    for ranking, label in RANKINGS.items():
+    for ranking, label in (BLOCK_RANKINGS if bench.blockwise else RANKINGS).items():
         for times in FACTORS:
 
             def edit(ranking: str = ranking, times: float = times) -> AbstractContextManager[Any]:
@@ -164,13 +187,13 @@ def steered(bench: Bench) -> Iterator[Variant]:
     block = steering.block_of(bench)
 
     def residual(times: float) -> AbstractContextManager[Any]:
-        return steering.residual(bench.model, block, v, -times * gap)
+        return steering.residual(bench.model, block, bench.chosen.direction, -times * gap)
 
     for times in GAPS:
         edit = functools.partial(residual, times)
         yield Variant("steering", "residual stream, in gaps", edit, x=times)
     same = bench.matched("steering", residual)
-    yield Variant("steering", "residual stream, same divergence", lambda: residual(same))
+    yield Variant("steering", f"residual stream{LEVEL}", lambda: residual(same))
 
 
 QUESTIONS: dict[str, Question] = {

@@ -11,6 +11,7 @@ from surgery_lib.errors import UserError
 from surgery_lib.experiments.ablations.bench import Bench
 from surgery_lib.models import activations, layout
 from surgery_lib.models.tokens import real_tokens
+from surgery_lib.surgery.edit import normalised
 
 TEXTS = 200  # with the behaviour, for the mean input of the gates
 
@@ -64,15 +65,19 @@ def gates_shifted(bench: Bench, rows: Tensor, direction: Tensor) -> Any:
 
 
 def mean_inputs(bench: Bench, direction: Tensor) -> list[float]:
-    """Mean of v . x over tokens of texts with the behaviour, block by block; x enters the MLP."""
+    """Mean of v . x over tokens of texts with the behaviour, block by block; x enters the MLP.
+
+    `direction` is (width,), or (blocks, width) with a v for every block.
+    """
     blocks = layout.blocks(bench.model)
     modules = {str(n): layout.mlp_module(block) for n, block in enumerate(blocks)}
     sums = dict.fromkeys(modules, 0.0)
-    unit = direction / direction.norm()
+    units = normalised(direction).expand(len(blocks), -1)
 
     def visit(name: str, inputs: Tensor, lengths: Tensor, _texts: Tensor) -> None:
         real = real_tokens(lengths, inputs.shape[1])
-        sums[name] += float((inputs.float() @ unit.to(inputs.device))[real].double().sum())
+        unit = units[int(name)].to(inputs.device)
+        sums[name] += float((inputs.float() @ unit)[real].double().sum())
 
     texts = [example.text for example in bench.data.examples["train"] if example.label][:TEXTS]
     tokens = activations.read_inputs(bench.model, bench.tokenizer, texts, modules, visit)

@@ -1,5 +1,6 @@
 """Ablations: every variant edits as it says, is undone, is kept, and is put into words."""
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import yaml
 
 from surgery_lib import scorers
 from surgery_lib.baselines import tools
+from surgery_lib.baselines.covariance import Covariance
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import statistics
@@ -25,6 +27,7 @@ from surgery_lib.experiments.ablations.questions import QUESTIONS
 from surgery_lib.models import activations, layout
 from surgery_lib.report import ablation_figures, ablation_findings, ablation_tables
 from surgery_lib.scorers.base import Named
+from surgery_lib.selection import table
 from surgery_lib.study import Study
 from surgery_lib.surgery import Surgery, gains, probe, region
 
@@ -97,17 +100,66 @@ def bench(
         yield material.prepare(study, model, tokenizer, data), study
 
 
-def test_an_edit_with_a_direction_for_every_block_is_refused(
-    bench: tuple[Bench, Study], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def by_block(
+    bench: tuple[Bench, Study], tmp_path_factory: pytest.TempPathFactory, tiny_folder: Path
+) -> Iterator[tuple[Bench, Study]]:
+    """The bench of an edit with a direction for every block."""
     one, _ = bench
-    blocks = one.surgery.direction.expand(len(layout.blocks(one.model)), -1)
-    about = one.surgery.about | {"rule": "covariance", "probe": "likelihood@3"}
-    study = Study.start(results=tmp_path)
-    edit = Surgery.build(one.model, one.surgery.rows, blocks, 1.0, about=about)
+    study = write_study(tmp_path_factory.mktemp("by_block"), tiny_folder)
+    training = table.training_texts(one.data, 20)
+    fitted = Covariance().fit(one.model, one.tokenizer, training, score=vowels)
+    about = {"probe": "likelihood@3", "rule": "covariance", "fraction": 0.1, "strength": 1.0}
+    edit = dataclasses.replace(fitted.plan(one.model, 1.0, k=0.1), about=about)
     edit.save(study.path("surgery"))
-    with pytest.raises(UserError, match=r"every block.*region\.rules"):
-        material.prepare(study, one.model, one.tokenizer, one.data)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scorers, "build", lambda spec: Named("parity", vowels))
+        patch.setattr(Study, "cache", property(lambda self: study.folder / "cache"))
+        yield material.prepare(study, one.model, one.tokenizer, one.data), study
+
+
+def test_with_a_direction_for_every_block_each_moves_along_its_own(
+    by_block: tuple[Bench, Study],
+) -> None:
+    one, _ = by_block
+    assert one.blockwise and one.chosen.name == "likelihood@3"
+    assert torch.equal(one.rows(), one.surgery.rows)  # the statistics are those it was made from
+    for name in ("mean over covariance", "mean alone"):
+        moved = changed(one, named(one, "directions", name, 1.0))
+        assert moved and all("gate" in path for path in moved)
+        for path, delta in moved.items():
+            block = next(int(part) for part in path.split(".") if part.isdigit())
+            rows = delta[delta.norm(dim=1) > 0].float()
+            lengths = rows @ one.directions[name][block]
+            assert torch.allclose(lengths, torch.full_like(lengths, one.step), rtol=0.02)
+    assert [v.name for v in QUESTIONS["matrices"].variants(one)] == ["gate", "up"]
+    assert not list(QUESTIONS["layers"].variants(one))
+    means = steering.mean_inputs(one, one.directions[CHOSEN])
+    each = [steering.mean_inputs(one, v)[n] for n, v in enumerate(one.directions[CHOSEN])]
+    assert means == pytest.approx(each)
+
+
+@pytest.mark.slow
+def test_with_a_direction_for_every_block_all_is_put_into_words(
+    by_block: tuple[Bench, Study], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, study = by_block
+    monkeypatch.setattr(questions, "FRACTIONS", (0.1, 1.0))
+    monkeypatch.setattr(statistics, "RESAMPLES", 100)
+    rows = {name: held for name, held in measured(one).items() if held}
+    assert set(QUESTIONS) - set(rows) == {"layers"}
+    result = {
+        "base": one.meter.base.rate(one.scorer).as_dict(),
+        "layer": one.chosen.layer,
+        "lines": {name: summarise(held, rows["controls"][0].flags) for name, held in rows.items()},
+        "transfer": inside.transfer(one, study),
+    }
+    for name in [*rows, "transfer"]:
+        plt.close(ablation_figures.draw(result, name, "x"))
+    words = ablation_findings.everything(result)
+    assert len(words.splitlines()) == len(rows) + 1
+    _, text = ablation_findings.finding(result, "directions")
+    assert "At the same divergence" in text and "random start" not in text
 
 
 def measured(bench: Bench) -> dict[str, list[Measurement]]:
