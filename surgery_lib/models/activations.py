@@ -88,8 +88,8 @@ def pooled_states(
             for batch in batches([len(ids) for ids in token_ids], tokens_per_batch):
                 ids, lengths = pad([token_ids[i] for i in batch])
                 pooler.start(lengths)
-                output = base(input_ids=ids.to(device), use_cache=False)
-                pooler.last(output.last_hidden_state)
+                with contextlib.suppress(_AllSeenError):  # nothing runs behind the last layer asked
+                    pooler.last(base(input_ids=ids.to(device), use_cache=False).last_hidden_state)
                 pooled[torch.tensor(batch)] = pooler.states()
                 bar.update(len(batch))
     finally:
@@ -223,6 +223,7 @@ class _Pooler:
 
     def __init__(self, model: nn.Module, layers: Sequence[int], pooling: Pooling) -> None:
         self.layers = list(layers)
+        self.deepest = max(layers, default=0)
         self.pooling = pooling
         self.found: dict[int, Tensor] = {}
         self.lengths = torch.empty(0)
@@ -237,6 +238,8 @@ class _Pooler:
     def _hook(self, index: int) -> Any:
         def hook(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             self.found[index] = self._pool(args[0] if args else kwargs["hidden_states"])
+            if index == self.deepest:
+                raise _AllSeenError
 
         return hook
 

@@ -80,6 +80,17 @@ def test_only_the_chosen_layers_and_tokens() -> None:
     torch.testing.assert_close(cut, pooled(model, ["abcd"], max_tokens=4), atol=0, rtol=0)
 
 
+def test_nothing_runs_behind_the_last_layer_that_is_wanted() -> None:
+    model = tiny.build("llama")
+    ran: list[int] = []
+    for number, block in enumerate(model.model.layers):
+        block.register_forward_hook(lambda *_, number=number: ran.append(number))
+    for layers, blocks in (([1], {0}), ([2, 0], {0, 1}), ([3], {0, 1, 2})):
+        ran.clear()
+        pooled(model, layers=layers)
+        assert set(ran) == blocks
+
+
 def test_leaves_the_model_as_it_was() -> None:
     model = tiny.build("llama").train()
     before = tiny.state(model)
