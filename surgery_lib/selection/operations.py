@@ -23,7 +23,7 @@ from surgery_lib.selection.table import prepare
 from surgery_lib.surgery import Surgery, fingerprint, region
 
 # The search looks at this many layers, evenly spaced and the last one with them, on this many
-# prompts, and measures damage on this many clean texts and triggering contexts.
+# prompts, and measures damage on at most this many clean texts and triggering contexts.
 LAYERS = 5
 PROMPTS = 80
 CLEAN_TEXTS = 40
@@ -58,7 +58,7 @@ def operate(
         split="validation",
         prompts=PROMPTS,
         triggers_only=True,
-        clean=CLEAN_TEXTS,
+        clean=min(CLEAN_TEXTS, profile.evaluation.clean_texts or CLEAN_TEXTS),
         kept=CONTEXTS,
     )
     key = files.fingerprint(
