@@ -14,7 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.behaviour import BehaviourData, first_of_each
 from surgery_lib.evaluation import responses
-from surgery_lib.evaluation.damage import PARTS, Damage, Reference
+from surgery_lib.evaluation.damage import FOLLOWED, PARTS, Damage, Reference
 from surgery_lib.evaluation.statistics import Estimate, Paired, compare, proportion
 from surgery_lib.profile import Behaviour, EvaluationSettings
 from surgery_lib.scorers.base import Scorer, threshold
@@ -65,6 +65,8 @@ class Evaluator:
         triggers_only: Leave out the groups that do not trigger the behaviour.
         clean: How many clean texts, for perplexity; 0 for all.
         kept: How many benign prompts and triggering contexts, for divergences; 0 for all.
+        continuation: Tokens of the base's own continuations to follow; 0 where nothing asks, as in
+            a search.
 
     Raises:
         UserError: A prompt exceeds the model's context.
@@ -84,6 +86,7 @@ class Evaluator:
         triggers_only: bool = False,
         clean: int = 0,
         kept: int = 0,
+        continuation: int = FOLLOWED,
         progress: bool = False,
     ):
         self.tokenizer = tokenizer
@@ -107,6 +110,7 @@ class Evaluator:
                 clean=list(data.clean[split])[: clean or None],
                 window=evaluation.window,
                 bos=evaluation.bos,
+                continuation=continuation,
                 tokens_per_batch=evaluation.tokens_per_batch,
             )
             bar.update()

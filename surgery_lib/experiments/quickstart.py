@@ -11,6 +11,7 @@ from surgery_lib import scorers
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.data import load
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation.damage import FOLLOWED
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.files import bundled, read_text
 from surgery_lib.models.generation import context_length
@@ -157,6 +158,7 @@ def meter(
         triggers_only=True,
         clean=evaluation.clean_texts,
         kept=evaluation.clean_texts,
+        continuation=0 if split == "validation" else FOLLOWED,
     )
 
 

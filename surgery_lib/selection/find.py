@@ -114,11 +114,11 @@ def find_surgery(
     table = _table(model, tokenizer, data, settings, seed, scorer)
     options: dict[str, Any] = {"clean": settings.evaluation.clean_texts, "triggers_only": True}
 
-    def meter(split: str, count: int) -> Evaluator:
+    def meter(split: str, count: int, **more: Any) -> Evaluator:
         subject = (model, tokenizer, data, spec, settings.evaluation, [scorer])
-        return Evaluator(*subject, split=split, prompts=count, **options)
+        return Evaluator(*subject, split=split, prompts=count, **options | more)
 
-    chooser = meter("validation", SEARCH_PROMPTS)
+    chooser = meter("validation", SEARCH_PROMPTS, continuation=0)
     say(estimate(model, table, chooser, settings, survivors=SURVIVORS))
     key = files.fingerprint(seed, data.fingerprint)
     choice = choose(

@@ -60,6 +60,7 @@ def operate(
         triggers_only=True,
         clean=min(CLEAN_TEXTS, profile.evaluation.clean_texts or CLEAN_TEXTS),
         kept=CONTEXTS,
+        continuation=0,
     )
     key = files.fingerprint(
         profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)

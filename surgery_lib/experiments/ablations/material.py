@@ -55,6 +55,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
         triggers_only=True,
         clean=clean,
         kept=CONTEXT_PAIRS,
+        continuation=0,
     )
     key = files.fingerprint(
         *(study.settings(), study.seed, data.fingerprint),
