@@ -195,6 +195,10 @@ TABLES: dict[str, Callable[[], str]] = {
         "real-text/toxicity/seed0",
         *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),
     ),
+    "gemma": lambda: tables.summary(result("gemma3-270m/toxicity/seed0/evaluation.json")),
+    "gemma-capability": lambda: tables.capability_table(
+        result("gemma3-270m/toxicity/seed0/evaluation.json")["capability"]
+    ),
     "compare-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_both.md"),
     "paired-gemma": lambda: paired("gemma3-270m/toxicity/seed0", "surgery_covariance", "caa"),
     "damage-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_damage.md"),
