@@ -23,6 +23,7 @@ from surgery_lib.models import activations, serving
 from surgery_lib.patient import lexicon
 from surgery_lib.profile import Behaviour, Profile
 from surgery_lib.selection import operations
+from surgery_lib.selection.sweep import Ledger
 from surgery_lib.surgery import Surgery
 
 # What a profile's behaviour is to the paper, and which protocols measure it.
@@ -160,10 +161,14 @@ class ProtocolRunner:
         self, operation: Operation, reference: Reference, progress: bool = True
     ) -> OperationResult:
         """The operation's protocols, tasks and damage, the model as it was again afterwards."""
+        asked = self.profile.evaluation.model_dump(mode="json", include={"capability", "limit"})
+        key = files.fingerprint(self.identity, operation.key, asked)
+        ledger = Ledger(self.folder / "logs" / "capability.jsonl", key)
         with operations.applied(self.model, operation.surgeries):
             with serving.engine(self.model, self.tokenizer, self.profile.evaluation) as writer:
                 found = self._provoke(writer, operation, progress)
-                capability = self.capability(writer)
+                # Kept like completions, so that a run that was killed goes on.
+                capability = ledger.get("tasks") or ledger.put("tasks", self.capability(writer))
             damage = reference.compare(self.model, parts=("first", "perplexity"))
         return OperationResult(found, capability, damage)
 

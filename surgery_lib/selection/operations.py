@@ -4,7 +4,7 @@ Notebooks 01 to 03 show each step of the search; here it is for studies that nee
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
 from surgery_lib.behaviour import BehaviourData
+from surgery_lib.errors import UserError
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.models import activations
 from surgery_lib.profile import Profile
@@ -44,9 +45,16 @@ def operate(
     """The edit that takes the behaviour `name` off the model as it now is, chosen on validation.
 
     Layers, estimators, rules, K and strength as the profile has them, on fewer layers and prompts
-    than notebook 03; measured points are kept in `ledger`. UserError where no edit stays within the
-    profile's budget.
+    than notebook 03; measured points are kept in `ledger`, and the edit in a folder beside it, so
+    that neither is made twice. UserError where no edit stays within the profile's budget.
     """
+    key = files.fingerprint(
+        profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)
+    )
+    kept = None if ledger is None else ledger.parent / "edits" / files.fingerprint(key, name)
+    if kept is not None:
+        with suppress(UserError):  # there is none yet, or one that was cut short
+            return Surgery.load(kept)
     probes = fit_probes(model, tokenizer, data, profile, LAYERS, seed=seed, cache=cache)
     spec = profile.behaviours[name]
     guide = scorers.build(spec.guide)
@@ -62,9 +70,6 @@ def operate(
         kept=CONTEXTS,
         continuation=0,
     )
-    key = files.fingerprint(
-        profile.model_dump(mode="json"), seed, data.fingerprint, activations.model_hash(model)
-    )
     choice = choose(
         model,
         table,
@@ -73,7 +78,10 @@ def operate(
         ledger=sweep.Ledger(ledger, key),
         labels=(f"{name}: sieve", f"{name}: sweep"),
     )
-    return chosen(choice.surgery(model, table), name, choice.best)
+    found = chosen(choice.surgery(model, table), name, choice.best)
+    if kept is not None:
+        found.save(kept)
+    return found
 
 
 def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
@@ -83,8 +91,8 @@ def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
     as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
     would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
     behaviour than before. An edit with a direction for every block (the covariance rule) keeps its
-    rows, those that to first order do most either way; the quick study's control "inverted
-    direction" is that edit, and shows no change on SmolLM2.
+    rows, those that to first order do most either way; the control "inverted direction" of notebook
+    04 is that edit, and writes more of the behaviour on SmolLM2 and Gemma 3 270M.
     """
     about = {**surgery.about, "inverse": True}
     if surgery.direction.dim() == 2:

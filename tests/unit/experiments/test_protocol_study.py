@@ -129,7 +129,9 @@ def test_every_operation_of_the_paper_and_every_table(
 
     # Killed and started again: nothing is written twice.
     monkeypatch.setattr(completions, "generate", None)
+    monkeypatch.setattr(ProtocolRunner, "capability", None)
     again = runner.run(found[1], reference, progress=False)
+    assert again.capability == results["less toxicity"].capability
     kept = results["less toxicity"].protocols["toxigen"]["rows"]
     assert again.protocols["toxigen"]["rows"] == kept
 
@@ -158,6 +160,24 @@ def test_a_second_surgery_belongs_to_the_model_of_the_first(runner: ProtocolRunn
         pass
     keys = {Operation("a", (first, second)).key, Operation("a", (first, alone)).key}
     assert len(keys) == 2
+
+
+def test_an_edit_is_found_once_and_one_that_was_cut_short_again(
+    runner: ProtocolRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = runner.operate("toxicity")
+    kept = list((runner.folder / "logs" / "edits").rglob("surgery.safetensors"))
+    assert kept
+    with monkeypatch.context() as patch:
+        patch.setattr(operations, "prepare", None)  # nothing is read or scored
+        again = runner.operate("toxicity")
+    assert Operation("a", (again,)).key == Operation("a", (found,)).key
+    assert again.about == found.about
+    for path in kept:
+        short = path.read_bytes()[:100]
+        path.unlink()  # what was loaded may be mapped to the file
+        path.write_bytes(short)
+    assert torch.equal(runner.operate("toxicity").direction, found.direction)
 
 
 def test_the_patients_prompts_stand_for_each_protocol(runner: ProtocolRunner) -> None:
