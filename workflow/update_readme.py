@@ -189,8 +189,7 @@ TABLES: dict[str, Callable[[], str]] = {
         SMOLLM2,
         *("surgery_covariance", "dpo", "caa", "ridge_ablation", "surgery_paper", "surgery", "lora"),
     ),
-    "seeds-smollm2": lambda: over_seeds((0, 1, 2), "surgery_covariance", "caa"),
-    "seeds-smollm2-dpo": lambda: over_seeds((0, 1), "surgery_covariance", "dpo"),
+    "seeds-smollm2": lambda: over_seeds((0, 1, 2), "surgery_covariance", "dpo", "caa"),
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0",
         *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),
