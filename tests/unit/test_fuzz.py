@@ -92,6 +92,7 @@ def test_yaml_of_any_bytes(tmp_path: Path, content: bytes) -> None:
     survives(lambda: parse_overrides(["model.id=" + content.decode("latin-1")]))
 
 
+@pytest.mark.slow
 @budget
 @given(st.dictionaries(st.sampled_from(["profiles", "behaviours", "seeds", "overrides"]), values))
 @example({"profiles": 5})

@@ -74,6 +74,7 @@ def test_an_edit_is_matched_once_and_comes_back_as_it_was(
     assert fits
 
 
+@pytest.mark.slow
 def test_a_comparison_says_how_a_method_is_set(
     study: Study, held: tuple[Any, Any, BehaviourData]
 ) -> None:

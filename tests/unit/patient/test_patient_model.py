@@ -44,6 +44,7 @@ def test_the_fast_forward_pass_is_the_library_s(tokenizer) -> None:
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_packing_keeps_documents_whole_and_apart(tokenizer) -> None:
     texts = list(islice(world.corpus(0), 5000))
     ids, documents = fitting.packed(iter(texts), tokenizer, 20, 128)

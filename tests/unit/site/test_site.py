@@ -185,6 +185,7 @@ def test_every_link_and_picture_is_there(built: Path) -> None:
             assert image["alt"]
 
 
+@pytest.mark.slow
 def test_nothing_is_loaded_from_elsewhere(built: Path) -> None:
     for path in built.rglob("*.html"):
         html = path.read_text(encoding="utf-8")
@@ -343,6 +344,7 @@ def test_errors_of_the_user(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert (tmp_path / "site" / "mine.txt").is_file()
 
 
+@pytest.mark.slow
 def test_formulas_of_all_notebooks_are_drawn() -> None:
     sources = Path(__file__).parents[3].glob("notebooks/*.ipynb")
     prose = [
