@@ -198,7 +198,7 @@ class Capability(Section):
     include_path: str | None = Field(
         None, description="folder of task files of one's own, from the repository's root"
     )
-    limit: int = Field(0, ge=0, description="most items of a task; 0 = all")
+    limit: int = Field(0, ge=0, description="most items of a task or benchmark; 0 = all")
 
 
 class EvaluationSettings(Section):
