@@ -40,7 +40,7 @@ class Setting:
 # The paper's benchmarks (section 4 and the evaluation scripts' settings), as lm-eval's tasks.
 PAPER: dict[str, Setting] = {
     "gsm8k": Setting(lambda: ["gsm8k_cot"], "exact_match,flexible-extract", 8, 256),
-    "bbh": Setting(lambda: ["bbh_cot_fewshot"], "exact_match,get-answer", 3, 512, 27),
+    "bbh": Setting(lambda: ["bbh_cot_fewshot"], "exact_match,get-answer", 3, 512, parts=27),
     "mmlu": Setting(lambda: ["mmlu"], "acc,none", 0, parts=57),
     "tydiqa": Setting(
         lambda: [f"tydiqa_goldp_{short}" for short in tydiqa_languages()], "f1,none", 1, 50

@@ -114,31 +114,20 @@ class ProtocolRunner:
         order = self.profile.order
         if len(order) < 2:
             return found
-        singles = [next(one for one in found if one.name == f"less {name}") for name in order]
-        for first, names in zip((singles[0], singles[-1]), (order, order[::-1]), strict=True):
+        for names in (order, order[::-1]):
             label = ", then ".join(f"less {name}" for name in names)
-            found.append(self._attempt(label, order, names, first))
+            found.append(self._attempt(label, order, names))
+        singles = [next(one for one in found if one.name == f"less {name}") for name in order]
         label = " and ".join(one.name for one in singles) + " at once"
         both = tuple(surgery for one in singles for surgery in one.surgeries)
         refused = "; ".join(one.refused for one in singles if one.refused)
         return [*found, Operation(label, () if refused else both, order, refused)]
 
-    def _attempt(
-        self,
-        label: str,
-        behaviours: tuple[str, ...],
-        names: Sequence[str],
-        first: Operation | None = None,
-    ) -> Operation:
-        """Edits one after the other, each searched for on the model that those before it leave.
-
-        `first` is the operation for the first name alone, where that has been found already.
-        """
-        if first is not None and first.refused:
-            return replace(first, name=label, behaviours=behaviours)
-        chain: list[Surgery] = list(first.surgeries) if first is not None else []
+    def _attempt(self, label: str, behaviours: tuple[str, ...], names: Sequence[str]) -> Operation:
+        """Edits one after the other, each searched for on the model that those before it leave."""
+        chain: list[Surgery] = []
         try:
-            for name in names[len(chain) :]:
+            for name in names:
                 chain.append(self.operate(name, chain))
         except UserError as error:
             return Operation(label, (), behaviours, f"{names[len(chain)]}: {error}")
