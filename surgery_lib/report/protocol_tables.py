@@ -209,7 +209,9 @@ def overview(results: Mapping[str, Result]) -> str:
         second = results[whose]["capability"].get(task) if whose else None
         in_words = "perplexity" in base["metric"]
         scale = 1.0 if in_words else 100.0
-        number = f"{base['n']} items" + (f" (limit {base['limit']})" if base["limit"] else "")
+        number = f"{base['n']} item" + "s" * (base["n"] > 1)
+        if base["limit"]:  # lm-eval's, of each task that a benchmark is made of
+            number += f" ({base['limit']} of each task)"
         lines.append(
             [
                 f"{task} (edited: {whose})" if whose else task,
