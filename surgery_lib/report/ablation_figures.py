@@ -69,8 +69,10 @@ def _dots(result: Result, question: str, _axis: str) -> Figure:
         1, 2, sharey=True, figsize=(WIDTH, 1.3 + 0.34 * len(lines)), width_ratios=(3, 2)
     )
     _base(left, result, upright=True)
+    # Another matrix's rows are taken by cosine, so that the gate's are the edit's under that alone.
+    own = ["as chosen", "the edit", *(["gate"] if result["surgery"]["rule"] == "cosine" else [])]
     for row, line in enumerate(lines):
-        chosen = line["name"] in ("as chosen", "the edit", "gate")
+        chosen = line["name"] in own
         colour = INK["red"] if chosen else INK["blue"]
         value, error = error_bars(line["rate"])
         left.errorbar(value, row, xerr=error, fmt="o", color=colour, capsize=3)
@@ -80,7 +82,7 @@ def _dots(result: Result, question: str, _axis: str) -> Figure:
     places = [f" {line['x']:g}" if line["x"] is not None else "" for line in lines]
     names = [line["name"] + place for line, place in zip(lines, places, strict=True)]
     left.set_yticks(range(len(lines)), names)
-    left.invert_yaxis()
+    left.set_ylim(len(lines) - 0.4, -0.6)
     left.set(xlabel="behaviour, % of prompts")
     from_zero(left, "x")
     right.axvline(0, color=INK["grey"], linestyle=":", linewidth=1.5)
@@ -144,11 +146,17 @@ def _plane(result: Result, question: str, _axis: str) -> Figure:
     _base(axes, result, upright=False)
     names = list(dict.fromkeys(line["name"] for line in lines))
     looks = _looks(names)
+    # What variants of the same damage are matched by, where the behaviour has contexts.
+    in_context = all(line["context_kl"] for line in lines)
+
+    def damage(line: Line) -> float:
+        return float(line["context_kl"] if in_context else _perplexity(line)["value"])
+
     for name in names:
         held = sorted((ln for ln in lines if ln["name"] == name), key=lambda ln: ln["x"] or 0.0)
         rates = [error_bars(line["rate"]) for line in held]
         axes.errorbar(
-            [_perplexity(line)["value"] for line in held],
+            [damage(line) for line in held],
             [one[0] for one in rates],
             yerr=np.array([one[1] for one in rates])[:, :, 0].T,
             capsize=2,
@@ -156,7 +164,10 @@ def _plane(result: Result, question: str, _axis: str) -> Figure:
             label=name,
             **looks[name],
         )
-    _rise_axis(axes, "x", "perplexity rise on clean text, %")
+    if in_context:
+        axes.set(xscale="log", xlabel="divergence in context, nats")
+    else:
+        _rise_axis(axes, "x", "perplexity rise on clean text, %")
     axes.set(ylabel="behaviour, % of prompts")
     from_zero(axes, "y")
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=8)

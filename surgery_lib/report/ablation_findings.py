@@ -152,7 +152,7 @@ def _matrices(result: Result) -> Finding:
         if best is gate
         else f"The gate leaves {_at_cost(gate)}, {best['name']} {_at_cost(best)}"
     )
-    text = f"As many rows in each matrix, steps in its own units: {rest}. "
+    text = f"As many rows of each matrix by cosine, steps in its own units: {rest}. "
     return headline, text + _theirs(11, "gate", "down", "v", "up", "k", "q", "o")
 
 
@@ -192,7 +192,7 @@ def _directions(result: Result) -> Finding:
     if level:
         lines, where = [chosen[0], *level], "the same divergence"
     best = _best(lines)
-    listed = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
+    listed = "; ".join(f"{_direction(line)} {_left(line)}" for line in sorted(lines, key=_rate))
     # Draws of one training set are compared by their range, not by a test.
     pairs = [
         (line, next(o for o in lines if o["name"] == line["name"].replace("W1,", "W1 − W0,")))
@@ -204,13 +204,24 @@ def _directions(result: Result) -> Finding:
         "against W1 − W0"
         for one, two in pairs
     ]
+    headline = f"Of all directions, {_direction(best)} leaves least at {where}: {_at_cost(best)}"
+    if level and all(line["against_chosen"]["p"] >= CLEAR for line in level):
+        least, *_, most = sorted(lines, key=lambda line: float(line["perplexity_rise"]["value"]))
+        headline = (
+            f"At {where} no direction is told apart from {_direction(chosen[0])}: {_range(lines)}, "
+            f"at {rise(least)} % perplexity ({_direction(least)}) to {rise(most)} % "
+            f"({_direction(most)})"
+        )
     return (
-        f"Of all directions, {best['name'].split(', same')[0]} leaves least at {where}: "
-        f"{_at_cost(best)}",
+        headline,
         f"At {where}: {listed}."
         + (f" The random start: {'; '.join(words)}." if words else "")
         + _starts(result),
     )
+
+
+def _direction(line: Line) -> str:
+    return str(line["name"]).removesuffix(", same divergence")
 
 
 def _starts(result: Result) -> str:

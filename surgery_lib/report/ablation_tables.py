@@ -66,7 +66,7 @@ def table(lines: Sequence[Line], *, blocks: int, axis: str = "") -> str:
 def rise(line: Line) -> str:
     """The rise of perplexity in per cent."""
     value = 100 * line["perplexity_rise"]["value"]
-    return f"{value:+.1f}" if value < 1e4 else f"{value:+.0e}"
+    return f"{round(value, 1) + 0.0:+.1f}" if value < 1e4 else f"{value:+.0e}"
 
 
 def _number(value: float | None) -> str:

@@ -25,6 +25,7 @@ CHOSEN = "chosen"
 FARTHEST = 8.0
 HALVINGS = 6
 LEAST_RISE = 0.01
+LEAST = math.log(1e-6)  # a logarithm of a multiple below which there is no edit to speak of
 BEYOND = 1e6  # stands for a perplexity that is no number any more
 
 
@@ -196,13 +197,16 @@ class Bench:
 
         Damage is the divergence inside contexts that trigger the behaviour, or the rise of clean
         perplexity where the behaviour has no contexts. Found by halving on a logarithmic scale up
-        to `FARTHEST`; where even that does less damage, it is that.
+        to `FARTHEST`; where even that does less damage, it is that. Downwards the scale goes on
+        until there is less damage, as a direction's unit may do far more than the chosen one's.
         """
         held = self.ledger.get(f"match | {name}")
         if held is None:
             target = self._damage(self.edit(self.surgery.rows, self.directions[CHOSEN]))
             low, high = math.log(1 / FARTHEST), math.log(FARTHEST)
             if self._damage(edit(FARTHEST)) > target:
+                while low > LEAST and self._damage(edit(math.exp(low))) > target:
+                    low, high = low - math.log(FARTHEST), low
                 for _ in range(HALVINGS):
                     middle = (low + high) / 2
                     too_much = self._damage(edit(math.exp(middle))) > target

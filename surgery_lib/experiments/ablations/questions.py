@@ -121,7 +121,8 @@ def row_counts(bench: Bench) -> Iterator[Variant]:
     """K from a thousandth to all rows, at the chosen step, and with the edit's size held."""
     v, total = bench.directions[CHOSEN], len(bench.scores[bench.rule, CHOSEN])
     share = len(bench.surgery.rows) / total
-    for fraction in sorted({*FRACTIONS, share}):
+    others = (one for one in FRACTIONS if not math.isclose(one, share, rel_tol=0.01))
+    for fraction in sorted({*others, share}):
         if round(fraction * total) < 1:
             continue
         rows = bench.rows(k=fraction)

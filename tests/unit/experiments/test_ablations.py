@@ -150,6 +150,7 @@ def test_with_a_direction_for_every_block_all_is_put_into_words(
     assert set(QUESTIONS) - set(rows) == {"layers"}
     result = {
         "base": one.meter.base.rate(one.scorer).as_dict(),
+        "surgery": {"rule": one.rule},
         "layer": one.chosen.layer,
         "lines": {name: summarise(held, rows["controls"][0].flags) for name, held in rows.items()},
         "transfer": inside.transfer(one, study),
@@ -181,6 +182,7 @@ def test_every_question_is_answered_undone_and_put_into_words(
     flags = rows["controls"][0].flags
     result: dict[str, Any] = {
         "base": one.meter.base.rate(one.scorer).as_dict(),
+        "surgery": {"rule": one.rule},
         "layer": one.chosen.layer,
         "lines": {name: summarise(held, flags) for name, held in rows.items()},
     }
@@ -312,6 +314,8 @@ def test_damage_is_matched_by_halving(bench: tuple[Bench, Study]) -> None:
     fake.ledger.put = lambda name, value: dict(value)  # type: ignore[method-assign, assignment]
     assert fake.matched("toy", at) == pytest.approx(1.5, rel=0.08)
     assert fake.matched("harmless", lambda times: at(times / 100)) == pytest.approx(8.0)
+    strong = fake.matched("of another unit", lambda times: at(5000 * times))
+    assert strong == pytest.approx(0.0003, rel=0.08)
 
 
 def test_what_cannot_be_done_is_said_and_not_left_out(bench: tuple[Bench, Study]) -> None:
