@@ -7,7 +7,7 @@ import functools
 import operator
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +100,8 @@ def methods() -> str:
     return markdown_table(["method", "kind", "needs", "searched", "published"], lines)
 
 
-def questions() -> str:
-    """The headlines of notebook 06, the embedded model beside real text."""
-    studies = {"the patient": "patient", "real text": "real-text"}
+def questions(studies: Mapping[str, str]) -> str:
+    """The headlines of notebook 06, studies (title → profile) beside each other."""
     results = {name: result(f"{at}/toxicity/seed0/ablation.json") for name, at in studies.items()}
     asked = {name: question.asks for name, question in QUESTIONS.items()} | INSIDE
     return ablation_findings.beside(results, asked)
@@ -216,7 +215,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "diagnostics": questions_asked,
     "profile-fields": profile_fields,
     "public-api": public_api,
-    "questions": questions,
+    "questions": lambda: questions({"the patient": "patient", "real text": "real-text"}),
+    "questions-smollm2": lambda: questions({"SmolLM2-135M": "smollm2-135m"}),
+    "ablate-smollm2": lambda: kept(f"{SMOLLM2}/tables/ablate_controls.md"),
     "verdict": lambda: kept("patient/tables/verdict.md"),
     "verdict-real": lambda: kept("real-text/tables/verdict.md"),
     "protocols": lambda: kept("patient/tables/protocols.md"),

@@ -196,18 +196,26 @@ class ProtocolRunner:
         return found
 
     def capability(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The profile's own tasks where it brings some, else the paper's benchmarks."""
+        """The profile's own tasks where it brings some, else the paper's benchmarks.
+
+        A profile that names some of those has its tasks beside them.
+        """
         settings = self.profile.evaluation.capability
         limit = settings.limit or self.profile.evaluation.limit or None
-        if settings.include_path:
-            return tasks.capability(
+        named = settings.benchmarks
+        found: dict[str, Any] = {}
+        if named or not settings.include_path:
+            asked = [named] if named else []
+            found = tasks.paper_capability(model, self.tokenizer, *asked, limit=limit)
+        if settings.tasks and (named or settings.include_path):
+            found |= tasks.capability(
                 model,
                 self.tokenizer,
                 settings.tasks,
                 include_path=settings.include_path,
                 limit=limit,
             )
-        return tasks.paper_capability(model, self.tokenizer, limit=limit)
+        return found
 
     def reference(self) -> Reference:
         """The base's perplexity on test prose, and its first token after harmless prompts."""

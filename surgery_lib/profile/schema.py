@@ -199,6 +199,7 @@ class Capability(Section):
         None, description="folder of task files of one's own, from the repository's root"
     )
     limit: int = Field(0, ge=0, description="most items of a task or benchmark; 0 = all")
+    benchmarks: tuple[str, ...] = Field((), description="the paper's, in notebook 07; none = all")
 
 
 class EvaluationSettings(Section):

@@ -24,18 +24,27 @@ def finding(result: Result, question: str) -> Finding:
 
 def everything(result: Result) -> str:
     """All findings as a Markdown list, in the order of the questions."""
-    known = [name for name in FINDINGS if name in result["lines"] or result.get(name)]
+    known = [name for name in FINDINGS if _known(result, name)]
     parts = [finding(result, name) for name in known]
     return "\n".join(f"- **{headline}.** {text}" for headline, text in parts) + "\n"
 
 
 def beside(results: Mapping[str, Result], asked: Mapping[str, str]) -> str:
     """The headlines of several studies beside each other; `asked` words the questions."""
+
+    def headline(result: Result, name: str) -> str:
+        return finding(result, name)[0] if _known(result, name) else "not asked"
+
     lines = [
-        [question, *(finding(result, name)[0] for result in results.values())]
+        [question, *(headline(result, name) for result in results.values())]
         for name, question in asked.items()
+        if any(_known(result, name) for result in results.values())
     ]
     return markdown_table(["question", *results], lines)
+
+
+def _known(result: Result, name: str) -> bool:
+    return bool(name in result["lines"] or result.get(name))
 
 
 def _lines(result: Result, question: str) -> list[Line]:

@@ -20,12 +20,13 @@ from surgery_lib.surgery.edit import normalised
 Edit = Callable[[], AbstractContextManager[Any]]
 
 CHOSEN = "chosen"
-# Where damage is matched: how far strength is followed, how often the interval is halved, and the
-# rise of perplexity below which one edit is as good as another.
-FARTHEST = 8.0
+# Where damage is matched: the multiples first looked between, how often the interval is halved, the
+# logarithm of a multiple at which the search ends, and the rise of perplexity below which one edit
+# is as good as another.
+SPAN = 8.0
 HALVINGS = 6
+END = math.log(1e6)
 LEAST_RISE = 0.01
-LEAST = math.log(1e-6)  # a logarithm of a multiple below which there is no edit to speak of
 BEYOND = 1e6  # stands for a perplexity that is no number any more
 
 
@@ -196,23 +197,23 @@ class Bench:
         """The multiple at which `edit` does as much damage as the chosen edit.
 
         Damage is the divergence inside contexts that trigger the behaviour, or the rise of clean
-        perplexity where the behaviour has no contexts. Found by halving on a logarithmic scale up
-        to `FARTHEST`; where even that does less damage, it is that. Downwards the scale goes on
-        until there is less damage, as a direction's unit may do far more than the chosen one's.
+        perplexity where the behaviour has no contexts. Found by halving on a logarithmic scale, an
+        eighth to eight at first, which goes on either way until the damage lies within, as the
+        unit of a direction may do far more or less than the chosen one's; at an end it is that.
         """
         held = self.ledger.get(f"match | {name}")
         if held is None:
             target = self._damage(self.edit(self.surgery.rows, self.directions[CHOSEN]))
-            low, high = math.log(1 / FARTHEST), math.log(FARTHEST)
-            if self._damage(edit(FARTHEST)) > target:
-                while low > LEAST and self._damage(edit(math.exp(low))) > target:
-                    low, high = low - math.log(FARTHEST), low
-                for _ in range(HALVINGS):
-                    middle = (low + high) / 2
-                    too_much = self._damage(edit(math.exp(middle))) > target
-                    low, high = (low, middle) if too_much else (middle, high)
-                high = (low + high) / 2
-            held = self.ledger.put(f"match | {name}", {"multiple": math.exp(high)})
+            low, high = math.log(1 / SPAN), math.log(SPAN)
+            while high < END and self._damage(edit(math.exp(high))) <= target:
+                low, high = high, high + math.log(SPAN)
+            while low > -END and self._damage(edit(math.exp(low))) > target:
+                low, high = low - math.log(SPAN), low
+            for _ in range(HALVINGS):
+                middle = (low + high) / 2
+                too_much = self._damage(edit(math.exp(middle))) > target
+                low, high = (low, middle) if too_much else (middle, high)
+            held = self.ledger.put(f"match | {name}", {"multiple": math.exp((low + high) / 2)})
         return float(held["multiple"])
 
     def _damage(self, edited: AbstractContextManager[Any]) -> float:

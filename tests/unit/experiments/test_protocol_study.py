@@ -13,6 +13,7 @@ import torch
 from surgery_lib import scorers
 from surgery_lib.data import sources
 from surgery_lib.errors import UserError
+from surgery_lib.evaluation import capability as tasks
 from surgery_lib.evaluation import completions, statistics
 from surgery_lib.evaluation.operation import payload
 from surgery_lib.evaluation.protocols import PROTOCOLS
@@ -134,6 +135,41 @@ def test_every_operation_of_the_paper_and_every_table(
     assert again.capability == results["less toxicity"].capability
     kept = results["less toxicity"].protocols["toxigen"]["rows"]
     assert again.protocols["toxigen"]["rows"] == kept
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked"),
+    [
+        ({"tasks": ["a"], "include_path": "somewhere"}, [("own", ("a",))]),
+        ({"tasks": ["a"], "include_path": None}, [("paper", None)]),
+        (
+            {"tasks": ["a"], "include_path": None, "benchmarks": ["mmlu"]},
+            [("paper", ("mmlu",)), ("own", ("a",))],
+        ),
+        (
+            {"tasks": [], "include_path": None, "benchmarks": ["mmlu"]},
+            [("paper", ("mmlu",))],
+        ),
+    ],
+)
+def test_a_profile_that_names_benchmarks_has_its_tasks_beside_them(
+    runner: ProtocolRunner, monkeypatch: pytest.MonkeyPatch, settings: Any, asked: Any
+) -> None:
+    seen: list[Any] = []
+
+    def told(kind: str) -> Any:
+        def record(model: Any, tokenizer: Any, names: Any = None, **_: Any) -> dict[str, Any]:
+            seen.append((kind, names))
+            return {kind: {}}
+
+        return record
+
+    monkeypatch.setattr(tasks, "paper_capability", told("paper"))
+    monkeypatch.setattr(tasks, "capability", told("own"))
+    fields = {f"evaluation.capability.{name}": value for name, value in settings.items()}
+    monkeypatch.setattr(runner, "profile", load_profile("patient", SMALL | fields))
+    assert set(runner.capability(runner.model)) == {kind for kind, _ in asked}
+    assert seen == asked
 
 
 def test_the_inverse_is_the_operation_along_the_other_direction(runner: ProtocolRunner) -> None:
