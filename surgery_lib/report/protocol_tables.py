@@ -97,11 +97,12 @@ def table(
     layout: Layout, results: Mapping[str, Result], behaviours: Mapping[str, Sequence[str]]
 ) -> str:
     """Our operations' rows, then the paper's. `behaviours` are those of each operation."""
+    own = [column for column in layout.columns if column not in SHORT]
     lines = []
     for name, result in results.items():
-        mine = behaviours[name]
-        if name == "base" or (layout.behaviour is None) or list(mine) == [layout.behaviour]:
-            found = cells(result)
+        mine, found = behaviours[name], cells(result)
+        fits = name == "base" or layout.behaviour is None or list(mine) == [layout.behaviour]
+        if fits and any(column in found for column in own):
             lines.append([f"**{name}**", *(found.get(column, "") for column in layout.columns)])
     for number in layout.numbers:
         for row in paper.table(number).to_dict("records"):
@@ -211,7 +212,7 @@ def overview(results: Mapping[str, Result]) -> str:
         scale = 1.0 if in_words else 100.0
         number = f"{base['n']} item" + "s" * (base["n"] > 1)
         if base["limit"]:  # lm-eval's, of each task that a benchmark is made of
-            number += f" ({base['limit']} of each task)"
+            number += f" (limit {base['limit']}{' a task' * (base['n'] > base['limit'])})"
         lines.append(
             [
                 f"{task} (edited: {whose})" if whose else task,
