@@ -50,6 +50,13 @@ class BehaviourData:
         """A 16-digit hash of every text and label."""
         return fingerprint(asdict(self))
 
+    @property
+    def seen(self) -> frozenset[str]:
+        """Every text that an edit is made from or chosen by: those of training and validation."""
+        splits = ("train", "validation")
+        kinds = self._texts().values()
+        return frozenset(text for kind in kinds for split in splits for text in kind.get(split, ()))
+
     def check(self) -> None:
         """UserError where a split's labels are missing or of one class, or splits share a text."""
         for split, examples in self.examples.items():

@@ -198,7 +198,11 @@ TABLES: dict[str, Callable[[], str]] = {
         result("gemma3-270m/toxicity/seed0/evaluation.json")["capability"]
     ),
     "compare-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_both.md"),
-    "paired-gemma": lambda: paired("gemma3-270m/toxicity/seed0", "surgery_covariance", "caa"),
+    "paired-gemma": lambda: paired(
+        *("gemma3-270m/toxicity/seed0", "surgery_covariance", "dpo", "caa", "ridge_ablation"),
+        *("profs", "surgery_paper", "ablation", "lora"),
+    ),
+    "cost-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_cost.md"),
     "damage-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_damage.md"),
     "compare-smollm2-first": lambda: kept(
         "smollm2-135m/toxicity/seed0/tables/compare_first_token_kl.md"

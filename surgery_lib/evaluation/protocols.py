@@ -5,7 +5,7 @@ What the paper leaves unsaid is marked in `unsaid`.
 """
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,11 +143,19 @@ def protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
-def prompts(name: str, tokenizer: Any = None, *, limit: int = 0, seed: int = 4) -> list[Prompt]:
+def prompts(
+    name: str,
+    tokenizer: Any = None,
+    *,
+    limit: int = 0,
+    seed: int = 4,
+    seen: Set[str] = frozenset(),
+) -> list[Prompt]:
     """The protocol's prompts from its own data set, in that set's order.
 
     Chat protocols' go through the chat template where `tokenizer` has one. `limit` draws so many at
-    random, so that groups keep their shares.
+    random, so that groups keep their shares. Texts in `seen` are passed over, as they stand or in
+    the template: an edit was made from them.
     """
     spec = protocol(name)
     rows = [
@@ -155,27 +163,23 @@ def prompts(name: str, tokenizer: Any = None, *, limit: int = 0, seed: int = 4) 
         for row in sources.rows(spec.data, split=spec.split)
         if all(sources.column(row, key) == wanted for key, wanted in spec.where.items())
     ]
+    chat = spec.chat and getattr(tokenizer, "chat_template", None)
     order = list(range(len(rows)))
     random.Random(seed).shuffle(order)
     taken: dict[str, int] = {}
-    chosen = []
+    chosen: dict[int, Prompt] = {}
     for i in order:
+        if limit and len(chosen) == limit:
+            break
+        raw = sources.text(rows[i], spec.text, f"{spec.data}, {spec.split}, row {i}")
+        text = chat_prompt(tokenizer, raw) if chat else raw
+        if {raw, text} & seen:
+            continue
         group = str(sources.column(rows[i], spec.group))
         taken[group] = taken.get(group, 0) + 1
         if not spec.per_group or taken[group] <= spec.per_group:
-            chosen.append(i)
-    chat = spec.chat and getattr(tokenizer, "chat_template", None)
-    found = []
-    for i in sorted(chosen[: limit or None]):
-        text = sources.text(rows[i], spec.text, f"{spec.data}, {spec.split}, row {i}")
-        found.append(
-            Prompt(
-                id=str(rows[i].get("id", f"{spec.split}/{i}")),
-                text=chat_prompt(tokenizer, text) if chat else text,
-                group=str(sources.column(rows[i], spec.group)),
-            )
-        )
-    return found
+            chosen[i] = Prompt(str(rows[i].get("id", f"{spec.split}/{i}")), text, group)
+    return [chosen[i] for i in sorted(chosen)]
 
 
 def run(
@@ -186,6 +190,7 @@ def run(
     items: Sequence[Prompt] | None = None,
     scorers: Sequence[Scorer] | None = None,
     limit: int = 0,
+    seen: Set[str] = frozenset(),
     max_new_tokens: int = 0,
     **options: Any,
 ) -> dict[str, Any]:
@@ -195,6 +200,7 @@ def run(
         items: Prompts in place of the protocol's own data, such as the patient's.
         scorers: In place of the protocol's own; those may send text to a server.
         limit: Prompts to draw; recorded in the result.
+        seen: Texts of the protocol's data that are not to be asked, as an edit was made from them.
         options: Of `responses.evaluate`: path, key, seed, tokens_per_batch, progress.
 
     Returns:
@@ -206,7 +212,7 @@ def run(
     judges.extend(map(scoring.build, spec.scorers) if scorers is None else scorers)
     chosen = list(items)[: limit or None] if items is not None else None
     if chosen is None:
-        chosen = prompts(name, tokenizer, limit=limit)
+        chosen = prompts(name, tokenizer, limit=limit, seen=seen)
     result = responses.evaluate(
         model,
         tokenizer,

@@ -177,6 +177,7 @@ class ProtocolRunner:
                 items=items(protocol, spec, self.data[name], limit),
                 scorers=judges,
                 limit=limit,
+                seen=self.data[name].seen,
                 max_new_tokens=spec.max_new_tokens if of_patient(spec) else 0,
                 path=self.folder / "logs" / f"{stem}.jsonl",
                 key=files.fingerprint(self.identity, operation.key),

@@ -96,11 +96,8 @@ def _controls(result: Result) -> Finding:
 
     noise, rows = at("random direction, same rows"), at("random rows, same step")
     level = at("random rows, same divergence")
-    matters = {True: "matters", False: "makes no clear difference"}
-    headline = (
-        f"The direction {matters[_worse(noise)]}; the choice of rows {matters[_worse(rows)]} "
-        f"at the same step and {matters[_worse(level)]} at the same divergence"
-    )
+    drawn = at("random direction, same divergence")
+    headline = f"The direction {_matters(noise, drawn)}; the choice of rows {_matters(rows, level)}"
     text = (
         f"The chosen edit leaves {_left(at('as chosen'))} of the base's {shown(result['base'])} %. "
         f"A random direction of the same length leaves {_left(noise)} in the same rows, "
@@ -114,6 +111,15 @@ def _controls(result: Result) -> Finding:
         + _theirs(9, "random probe", "random rows", "aligned rows, subtracted", paper.EDITED)
     )
     return headline, text
+
+
+def _matters(step: Line, divergence: Line) -> str:
+    """Whether a control leaves clearly more, at the edit's step and at its divergence."""
+    words = {True: "matters", False: "makes no clear difference"}
+    first, second = words[_worse(step)], words[_worse(divergence)]
+    if first == second:
+        return f"{first} at the same step and at the same divergence"
+    return f"{first} at the same step and {second} at the same divergence"
 
 
 def _layers(result: Result) -> Finding:
@@ -264,7 +270,7 @@ def _steering(result: Result) -> Finding:
         f"{line['name']}{at} {_left(line)}" for line, at in zip(lines, places, strict=True)
     )
     clear = "more" if level["against_chosen"]["difference"] > 0 else "less"
-    verdict = "does about what the edit does"
+    verdict = "is not told apart from the edit"
     if level["against_chosen"]["p"] < CLEAR and level["against_chosen"]["difference"]:
         verdict = f"leaves {clear} than the edit"
     return (

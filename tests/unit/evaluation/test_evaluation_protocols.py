@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import scripted
 
-from surgery_lib.behaviour import Prompt
+from surgery_lib.behaviour import BehaviourData, Example, Prompt
+from surgery_lib.data import sources
 from surgery_lib.errors import UserError
 from surgery_lib.evaluation import completions, protocols
 from surgery_lib.models import load_model
@@ -104,6 +105,23 @@ def test_several_samples_are_compared_by_their_highest() -> None:
     found = protocols.against(base, edited, "s")["all"]
     assert found["difference"] == pytest.approx((0.3 - 0.8 + 0.0) / 2)
     assert found["test"] == "sign flip"
+
+
+def test_no_prompt_is_asked_that_an_edit_was_made_from(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [
+        {"id": str(i), "prompt": {"text": f"text {i}"}, "challenging": True, "group": "c"}
+        for i in range(50)
+    ]
+    monkeypatch.setattr(sources, "rows", lambda *_, **__: rows)
+    free = protocols.prompts("realtoxicity", limit=20)
+    examples = {"train": [Example(free[0].text, 1)], "test": [Example(free[1].text, 0)]}
+    asked = {"validation": [free[2]], "test": [free[3]]}
+    seen = BehaviourData("b", examples, asked).seen
+    assert seen == {free[0].text, free[2].text}
+    found = protocols.prompts("realtoxicity", limit=20, seen=seen)
+    assert len(found) == 20 and not {one.text for one in found} & seen
+    assert len({one.id for one in found} & {one.id for one in free}) == 18
+    assert len(protocols.prompts("realtoxicity", seen=seen)) == 48
 
 
 COUNTS = {
