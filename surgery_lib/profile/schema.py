@@ -11,6 +11,7 @@ from surgery_lib.profile.section import Section
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what numpy takes
 Share = Annotated[float, Field(gt=0, le=1)]
+Benchmark = Literal["gsm8k", "bbh", "mmlu", "tydiqa", "wikitext"]  # the paper's
 
 
 class Model(Section):
@@ -199,7 +200,7 @@ class Capability(Section):
         None, description="folder of task files of one's own, from the repository's root"
     )
     limit: int = Field(0, ge=0, description="most items of a task or benchmark; 0 = all")
-    benchmarks: tuple[str, ...] = Field((), description="the paper's, in notebook 07; none = all")
+    benchmarks: tuple[Benchmark, ...] = Field((), description="the paper's, in 07; none = all")
 
 
 class EvaluationSettings(Section):

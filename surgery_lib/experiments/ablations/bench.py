@@ -201,7 +201,7 @@ class Bench:
         eighth to eight at first, which goes on either way until the damage lies within, as the
         unit of a direction may do far more or less than the chosen one's; at an end it is that.
         """
-        held = self.ledger.get(f"match | {name}")
+        held = self.ledger.get(f"matched | {name}")
         if held is None:
             target = self._damage(self.edit(self.surgery.rows, self.directions[CHOSEN]))
             low, high = math.log(1 / SPAN), math.log(SPAN)
@@ -213,7 +213,7 @@ class Bench:
                 middle = (low + high) / 2
                 too_much = self._damage(edit(math.exp(middle))) > target
                 low, high = (low, middle) if too_much else (middle, high)
-            held = self.ledger.put(f"match | {name}", {"multiple": math.exp((low + high) / 2)})
+            held = self.ledger.put(f"matched | {name}", {"multiple": math.exp((low + high) / 2)})
         return float(held["multiple"])
 
     def _damage(self, edited: AbstractContextManager[Any]) -> float:

@@ -1,7 +1,7 @@
 """Tasks of lm-eval on the live model: its own numbers, item by item, without a network."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -9,8 +9,9 @@ import torch
 
 from surgery_lib.data.lm_eval import local_data
 from surgery_lib.errors import UserError
-from surgery_lib.evaluation.capability import capability, paper_capability
+from surgery_lib.evaluation.capability import PAPER, capability, paper_capability
 from surgery_lib.models import load_model
+from surgery_lib.profile import load_profile, schema
 
 
 def likelier(model: Any, tokenizer: Any, question: str) -> int:
@@ -40,6 +41,12 @@ def test_items_are_the_models_own_answers(tiny: Any, tasks: Path) -> None:
     few = capability(model, tokenizer, ["tiny_choice"], limit=5, **options)["tiny_choice"]
     assert (few["items"], few["limit"]) == (expected[:5], 5)
     assert tokenizer.padding_side == "right"  # the tokenizer is left as it was
+
+
+def test_a_profile_knows_the_papers_benchmarks_and_no_others() -> None:
+    assert get_args(schema.Benchmark) == tuple(PAPER)
+    with pytest.raises(UserError, match="benchmarks"):
+        load_profile("patient", {"evaluation.capability.benchmarks": ["chess"]})
 
 
 def test_unknown_tasks_and_files_are_named(tiny: Any, tasks: Path) -> None:
