@@ -1,5 +1,6 @@
 """The figures of notebook 06, each drawn from its result file, without the model."""
 
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.scale import SymmetricalLogScale
-from matplotlib.ticker import FixedLocator, StrMethodFormatter
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, StrMethodFormatter
 
 from surgery_lib.report.ablation_findings import finding
 from surgery_lib.report.ablation_tables import Line
@@ -40,10 +41,7 @@ def draw(result: Result, question: str, axis: str = "") -> Figure:
 
 def _wrapped(text: str, width: int = 88) -> str:
     text = text.replace(" %", "\u00a0%")  # a number and its unit stay together
-    if len(text) <= width:
-        return text
-    cut = text.rfind(" ", 0, width)
-    return f"{text[:cut]}\n{text[cut + 1 :]}"
+    return "\n".join(textwrap.wrap(text, width))
 
 
 def _sound(result: Result, question: str) -> list[Line]:
@@ -166,6 +164,10 @@ def _plane(result: Result, question: str, _axis: str) -> Figure:
         )
     if in_context:
         axes.set(xscale="log", xlabel="divergence in context, nats")
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 50 * low else (1,)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     else:
         _rise_axis(axes, "x", "perplexity rise on clean text, %")
     axes.set(ylabel="behaviour, % of prompts")
