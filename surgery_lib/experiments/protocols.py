@@ -197,9 +197,9 @@ class ProtocolRunner:
         return found
 
     def capability(self, model: PreTrainedModel) -> dict[str, Any]:
-        """The profile's own tasks where it brings some, else the paper's benchmarks.
+        """The paper's benchmarks; of those that a profile names, its `tasks` beside them.
 
-        A profile that names some of those has its tasks beside them.
+        A profile that brings task files of its own has its tasks alone, unless it names some.
         """
         settings = self.profile.evaluation.capability
         limit = settings.limit or self.profile.evaluation.limit or None

@@ -193,7 +193,7 @@ class Budget(Section):
 
 
 class Capability(Section):
-    """Tasks of lm-eval that are run before and after."""
+    """Tasks of lm-eval, before and after; where `benchmarks` are named, 07 asks both."""
 
     tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks")
     include_path: str | None = Field(

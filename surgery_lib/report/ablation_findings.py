@@ -162,10 +162,12 @@ def _matrices(result: Result) -> Finding:
     lines = _lines(result, "matrices")
     best, gate = _best(lines), _at(result, "matrices", "gate")
     rest = "; ".join(f"{line['name']} {_left(line)}" for line in sorted(lines, key=_rate))
+    # The chosen edit's own rows may be others of the gate's.
+    first = "The gate" if result["surgery"]["rule"] == "cosine" else "By cosine the gate"
     headline = (
-        f"The gate leaves least, {_at_cost(gate)}"
+        f"{first} leaves least, {_at_cost(gate)}"
         if best is gate
-        else f"The gate leaves {_at_cost(gate)}, {best['name']} {_at_cost(best)}"
+        else f"{first} leaves {_at_cost(gate)}, {best['name']} {_at_cost(best)}"
     )
     text = f"As many rows of each matrix by cosine, steps in its own units: {rest}. "
     return headline, text + _theirs(11, "gate", "down", "v", "up", "k", "q", "o")

@@ -204,11 +204,12 @@ class Bench:
         held = self.ledger.get(f"matched | {name}")
         if held is None:
             target = self._damage(self.edit(self.surgery.rows, self.directions[CHOSEN]))
-            low, high = math.log(1 / SPAN), math.log(SPAN)
+            span = math.log(SPAN)
+            low, high = -span, span
             while high < END and self._damage(edit(math.exp(high))) <= target:
-                low, high = high, high + math.log(SPAN)
-            while low > -END and self._damage(edit(math.exp(low))) > target:
-                low, high = low - math.log(SPAN), low
+                low, high = high, high + span
+            while -END < low < 0 and self._damage(edit(math.exp(low))) > target:
+                low, high = low - span, low
             for _ in range(HALVINGS):
                 middle = (low + high) / 2
                 too_much = self._damage(edit(math.exp(middle))) > target
