@@ -93,7 +93,7 @@ class FittedCovariance(Read):
 
 
 class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weights"):
-    """Covariance-aware surgery."""
+    """Covariance-aware surgery: rows read the behaviour off labelled texts."""
 
     # Strength in mean row norms; the ridge in units of the spared moment's mean diagonal.
     knobs: ClassVar[Mapping[str, SearchRange]] = {
@@ -101,6 +101,8 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         "k": SearchRange(K, low=0.003, high=0.03, log=True),
         "ridge": SearchRange(RIDGE, low=0.03, high=3.0, log=True),
     }
+    # Whether rows read the behaviour off the model's own answers, where it writes some.
+    from_answers: ClassVar[bool] = False
 
     def learn(
         self, lesson: Lesson, write: Write = "likelihood", score: own.Score | None = None
@@ -112,16 +114,22 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         """
         model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
         behaviour, spared = data.of(1), [*data.of(0), *data.benign]
-        asked = samples = 0
-        forward = count_tokens(tokenizer, [*behaviour, *spared], activations.MAX_TOKENS)
+        shown: Sequence[str] | Sequence[list[int]] = behaviour
+        starts, asked, samples = None, 0, 0
+        forward = count_tokens(tokenizer, spared, activations.MAX_TOKENS)
         if write == "lda":
             direction = _lda(lesson)
             forward += count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
         elif data.prompts:
             written = own.write(lesson, score=score)
-            direction = _contrast(lesson, written)
+            most, least = _told_apart(written)
+            direction = _contrast(model, written, most, least)
             asked, samples = written.asked, len(written.tails)
             forward += written.forward + written.read_again
+            if self.from_answers:
+                shown = [written.prompts[i] + written.tails[i] for i in most]
+                # From the state that an answer's first token is written from.
+                starts = [max(1, len(written.prompts[i]) - 1) for i in most]
         else:
             rows = tokens.tokenize(model, tokenizer, data.texts, activations.MAX_TOKENS)
             long = [i for i, ids in enumerate(rows) if len(ids) > 1]
@@ -129,8 +137,12 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             marks = torch.tensor(data.labels)[long] == 1
             direction = slopes[marks].mean(0) - slopes[~marks].mean(0)
             forward += sum(len(ids) for ids in rows)
+        if starts is None:
+            forward += count_tokens(tokenizer, behaviour, activations.MAX_TOKENS)
+        else:
+            forward += sum(len(ids) for ids in shown)
         return FittedCovariance(
-            blocks=covariance.statistics(model, tokenizer, behaviour, spared),
+            blocks=covariance.statistics(model, tokenizer, shown, spared, behaviour_starts=starts),
             write=direction,
             row_norm=region.mean_row_norm(model),
             labels=len(data.texts) + len(data.benign) + asked,
@@ -142,14 +154,26 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         )
 
 
-def _contrast(lesson: Lesson, written: own.Own) -> Tensor:
-    """Mean gradient of the completions that score most less that of those that score least."""
+class FromAnswers(Covariance, name="surgery_own", kind="weights"):
+    """Covariance-aware surgery on the model's own answers: rows read the behaviour off those."""
+
+    from_answers: ClassVar[bool] = True
+
+
+def _told_apart(written: own.Own) -> tuple[list[int], list[int]]:
+    """Numbers of the completions that score most and of those that score least."""
     order = [i for i in written.scores.argsort(descending=True).tolist() if written.tails[i]]
     most = order[: max(1, round(MOST * len(order)))]
-    least = order[len(order) - max(1, round(LEAST * len(order))) :]
+    return most, order[len(order) - max(1, round(LEAST * len(order))) :]
+
+
+def _contrast(
+    model: PreTrainedModel, written: own.Own, most: Sequence[int], least: Sequence[int]
+) -> Tensor:
+    """Mean gradient of the completions that score most less that of those that score least."""
     kept = [*most, *least]
     found = likelihood.gradients(
-        lesson.model,
+        model,
         [written.prompts[i] + written.tails[i] for i in kept],
         [max(1, len(written.prompts[i])) for i in kept],
     )

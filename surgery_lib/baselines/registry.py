@@ -16,7 +16,7 @@ from surgery_lib.baselines.aura import Aura
 from surgery_lib.baselines.base import Baseline, Fitted, TrainingData
 from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.circuit_breakers import CIRCUIT_BREAKERS
-from surgery_lib.baselines.covariance import Covariance
+from surgery_lib.baselines.covariance import Covariance, FromAnswers
 from surgery_lib.baselines.detoxigen import Detoxigen
 from surgery_lib.baselines.dexperts import Dexperts
 from surgery_lib.baselines.dinm import DINM
@@ -65,6 +65,7 @@ _ENTRIES = (
     Entry(surgery.RANDOM_ROWS, _PAPER),
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
     Entry(Covariance(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")),
+    Entry(FromAnswers(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")),
     Entry(Caa(), f"{_ARXIV}2312.06681"),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),
     Entry(Iti(), f"{_ARXIV}2306.03341"),

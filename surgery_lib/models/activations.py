@@ -10,7 +10,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -138,7 +138,7 @@ def cached_states(
 def read_inputs(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[list[int]],
     modules: Mapping[str, nn.Module],
     visit: Callable[[str, Tensor, Tensor, Tensor], None],
     *,
@@ -149,11 +149,15 @@ def read_inputs(
 ) -> int:
     """Run the texts once and show every module's inputs; the number of tokens read.
 
+    Texts may be given as their token ids, which are read as they are, however many.
     `visit(name, inputs, lengths, texts)` gets a batch's inputs (batch, longest, width), padded on
     the right, the lengths (batch,), and which texts these are (batch,). Without `to_the_end`
     nothing runs behind the last of the modules.
     """
-    token_ids = tokenize(model, tokenizer, texts, max_tokens)
+    if texts and isinstance(texts[0], list):
+        token_ids = [list(map(int, ids)) for ids in texts]
+    else:
+        token_ids = tokenize(model, tokenizer, cast(Sequence[str], texts), max_tokens)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     now: dict[str, Tensor] = {}
     last = next(reversed(list(modules)), None)

@@ -71,7 +71,7 @@ def solve(second: Tensor, vector: Tensor, ridge: float) -> Tensor:
 def input_moments(
     model: nn.Module,
     tokenizer: Any,
-    texts: Sequence[str],
+    texts: Sequence[str] | Sequence[list[int]],
     modules: Mapping[str, nn.Module],
     *,
     starts: Sequence[int] | None = None,
@@ -122,7 +122,7 @@ def counted(inputs: Tensor, lengths: Tensor, first: Tensor) -> Tensor:
 def statistics(
     model: nn.Module,
     tokenizer: Any,
-    behaviour: Sequence[str],
+    behaviour: Sequence[str] | Sequence[list[int]],
     spared: Sequence[str],
     *,
     behaviour_starts: Sequence[int] | None = None,
@@ -132,6 +132,8 @@ def statistics(
 ) -> list[BlockStatistics]:
     """Statistics of the blocks, one after the other, from one pass over all texts.
 
+    `behaviour` are texts, or token ids (the model's own completions behind their prompts);
+    `behaviour_starts` and `spared_starts` say from which token of each on positions count.
     `blocks` names some by number, where all at once would not fit into memory.
 
     Raises:

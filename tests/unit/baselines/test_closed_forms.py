@@ -6,14 +6,15 @@ import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
-from surgery_lib.baselines import tools
+from surgery_lib.baselines import own, tools
 from surgery_lib.baselines.aura import Aura, auroc
-from surgery_lib.baselines.base import TrainingData
-from surgery_lib.baselines.covariance import Covariance
+from surgery_lib.baselines.base import Lesson, TrainingData
+from surgery_lib.baselines.covariance import Covariance, FromAnswers
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace
 from surgery_lib.baselines.ridge_ablation import read_out
 from surgery_lib.models import layout
+from surgery_lib.surgery import covariance
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
@@ -106,3 +107,30 @@ def test_covariance_writes_against_what_the_score_calls_the_behaviour(tiny: Any)
     alone = Covariance().fit(model, tokenizer, TrainingData(BAD + GOOD, DATA.labels))
     assert alone.cost().samples == 0
     assert alone.write.shape == many.write.shape
+
+
+def test_from_answers_reads_the_behaviour_off_the_answers_that_score_most(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"], benign=GOOD[:4])
+    score = lambda texts: [len(t) for t in texts]  # noqa: E731
+    found = FromAnswers().fit(model, tokenizer, data, score=score)
+    other = FromAnswers().fit(
+        model,
+        tokenizer,
+        TrainingData([t[::-1] for t in BAD] + GOOD, DATA.labels, data.prompts, data.benign),
+        score=score,
+    )
+    texts = Covariance().fit(model, tokenizer, data, score=score)
+    for one, same, unlike in zip(found.blocks, other.blocks, texts.blocks, strict=True):
+        # Texts with the behaviour are not read; what is to be spared is the same as ever.
+        torch.testing.assert_close(one.mean, same.mean)
+        torch.testing.assert_close(one.spared.second, unlike.spared.second)
+        assert not torch.allclose(one.mean, unlike.mean)
+    # By hand: from the prompt's last token on, answers of the best quarter (4 of 16).
+    written = own.write(Lesson(model, tokenizer, data), score=score)
+    best = sorted(range(16), key=lambda i: -float(written.scores[i]))[:4]
+    module = {"0": layout.mlp_module(layout.blocks(model)[0])}
+    rows = [written.prompts[i] + written.tails[i] for i in best]
+    starts = [len(written.prompts[i]) - 1 for i in best]
+    (mean,) = covariance.input_moments(model, tokenizer, rows, module, starts=starts).values()
+    torch.testing.assert_close(found.blocks[0].mean, mean.mean)
