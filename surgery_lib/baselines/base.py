@@ -100,15 +100,18 @@ class Cost:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Read:
-    """What a fit without gradients has read: labelled texts and prompts, and tokens of them."""
+    """What a fit without gradients has read, in `Cost`'s terms; `tokens` are those of it all."""
 
     labels: int
     tokens: int
     benign: int = 0
+    prompts: int = 0
+    samples: int = 0
 
     def price(self, parameters: int, **rest: Any) -> Cost:
         """The cost of having read this and changing so many numbers."""
-        return Cost(self.labels, self.tokens, parameters=parameters, benign=self.benign, **rest)
+        read = {"benign": self.benign, "prompts": self.prompts, "samples": self.samples}
+        return Cost(self.labels, self.tokens, parameters=parameters, **{**read, **rest})
 
 
 class Fitted(Protocol):

@@ -10,17 +10,19 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import tools
+from surgery_lib.baselines import own, tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.models import activations, layout
+from surgery_lib.surgery import covariance
 
 
 @dataclass(frozen=True, eq=False)
 class FittedCaa(Read):
-    """`vectors` (layers, width): raw mean differences, towards the behaviour."""
+    """`vectors` (layers, width): raw mean differences at blocks' inputs, towards the behaviour."""
 
     vectors: Tensor
 
@@ -61,3 +63,40 @@ class Caa(Method[FittedCaa], name="caa", kind="hook"):
         """The mean differences at all layers, from one forward pass over the texts."""
         vectors = tools.mean_difference(lesson.states(pooling), lesson.data.labels)
         return FittedCaa(vectors, **lesson.read())
+
+
+class FromAnswers(Caa, name="caa_own", kind="hook"):
+    """The same vector between the model's own answers, those that score most and those least.
+
+    Nearer to CAA as published, whose pairs are answers to one question.
+    """
+
+    def learn(
+        self,
+        lesson: Lesson,
+        pooling: activations.Pooling = "after_first",
+        score: own.Score | None = None,
+    ) -> FittedCaa:
+        """The mean differences from one pass over the answers, over all their tokens.
+
+        Without training prompts the labelled texts, pooled as `pooling` says.
+        """
+        if not lesson.data.prompts:
+            return super().learn(lesson, pooling)
+        written = own.write(lesson, score=score)
+        blocks = {str(n): block for n, block in enumerate(layout.blocks(lesson.model))}
+        means, forward = [], written.forward
+        for which in own.told_apart(written):
+            rows, starts = own.rows(written, which)
+            found = covariance.input_moments(
+                lesson.model, lesson.tokenizer, rows, blocks, starts=starts
+            )
+            means.append(torch.stack([one.mean for one in found.values()]))
+            forward += sum(map(len, rows))
+        return FittedCaa(
+            means[0] - means[1],
+            labels=written.labels + written.asked,
+            tokens=forward,
+            prompts=written.asked,
+            samples=len(written.tails),
+        )

@@ -29,8 +29,6 @@ from surgery_lib.surgery import Surgery, covariance, likelihood, probe, region
 
 # Defaults: the share of all rows, and the ridge in units of the spared moment's mean diagonal.
 K, RIDGE = 0.01, 0.3
-# Of the model's own completions: this share, most by the score, against that share, least by it.
-MOST, LEAST = 0.25, 0.5
 # Where the LDA direction is read that the edit writes against in the other form, of the depth.
 LDA_DEPTH = 0.8
 Write = Literal["likelihood", "lda"]
@@ -44,8 +42,6 @@ class FittedCovariance(Read):
     write: Tensor
     row_norm: float
     total: int
-    prompts: int = 0
-    samples: int = 0
 
     @contextmanager
     def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
@@ -88,8 +84,7 @@ class FittedCovariance(Read):
     def cost(self, *, k: float = K, **_: Any) -> Cost:
         """The selected rows, each in every column."""
         rows = region.row_count(k, self.total)
-        more = {"prompts": self.prompts, "samples": self.samples}
-        return self.price(rows * len(self.blocks[0].mean), **more)
+        return self.price(rows * len(self.blocks[0].mean))
 
 
 class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weights"):
@@ -122,14 +117,12 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             forward += count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
         elif data.prompts:
             written = own.write(lesson, score=score)
-            most, least = _told_apart(written)
+            most, least = own.told_apart(written)
             direction = _contrast(model, written, most, least)
             asked, samples = written.asked, len(written.tails)
             forward += written.forward + written.read_again
             if self.from_answers:
-                shown = [written.prompts[i] + written.tails[i] for i in most]
-                # From the state that an answer's first token is written from.
-                starts = [max(1, len(written.prompts[i]) - 1) for i in most]
+                shown, starts = own.rows(written, most)
         else:
             rows = tokens.tokenize(model, tokenizer, data.texts, activations.MAX_TOKENS)
             long = [i for i, ids in enumerate(rows) if len(ids) > 1]
@@ -158,13 +151,6 @@ class FromAnswers(Covariance, name="surgery_own", kind="weights"):
     """Covariance-aware surgery on the model's own answers: rows read the behaviour off those."""
 
     from_answers: ClassVar[bool] = True
-
-
-def _told_apart(written: own.Own) -> tuple[list[int], list[int]]:
-    """Numbers of the completions that score most and of those that score least."""
-    order = [i for i in written.scores.argsort(descending=True).tolist() if written.tails[i]]
-    most = order[: max(1, round(MOST * len(order)))]
-    return most, order[len(order) - max(1, round(LEAST * len(order))) :]
 
 
 def _contrast(

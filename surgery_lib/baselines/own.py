@@ -17,6 +17,8 @@ from surgery_lib.models import activations, tokens
 from surgery_lib.models.generation import context_length
 from surgery_lib.surgery import probe
 
+# Of all completions: this share, most by the score, against that share, least by it.
+MOST, LEAST = 0.25, 0.5
 # How deep the probe reads that tells the model's own completions apart, as a share of the depth.
 PROBE_DEPTH = 0.7
 # How many texts of each label that probe is fitted on, at most, and what it reads of each.
@@ -46,6 +48,22 @@ class Own:
     def read_again(self) -> int:
         """Tokens of all completions with their prompts."""
         return sum(len(a) + len(b) for a, b in zip(self.prompts, self.tails, strict=True))
+
+
+def told_apart(written: Own) -> tuple[list[int], list[int]]:
+    """Numbers of the completions that score most, and of those that score least."""
+    order = [i for i in written.scores.argsort(descending=True).tolist() if written.tails[i]]
+    most = order[: max(1, round(MOST * len(order)))]
+    return most, order[len(order) - max(1, round(LEAST * len(order))) :]
+
+
+def rows(written: Own, which: Sequence[int]) -> tuple[list[list[int]], list[int]]:
+    """Token ids of these completions behind their prompts, and where each is written from.
+
+    That is the prompt's last token, whose state gives the completion's first.
+    """
+    ids = [written.prompts[i] + written.tails[i] for i in which]
+    return ids, [max(1, len(written.prompts[i]) - 1) for i in which]
 
 
 def write(

@@ -10,13 +10,11 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import surgery
+from surgery_lib.baselines import caa, covariance, surgery
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.aura import Aura
 from surgery_lib.baselines.base import Baseline, Fitted, TrainingData
-from surgery_lib.baselines.caa import Caa
 from surgery_lib.baselines.circuit_breakers import CIRCUIT_BREAKERS
-from surgery_lib.baselines.covariance import Covariance, FromAnswers
 from surgery_lib.baselines.detoxigen import Detoxigen
 from surgery_lib.baselines.dexperts import Dexperts
 from surgery_lib.baselines.dinm import DINM
@@ -45,6 +43,8 @@ Need = Literal["labels", "prompts", "benign", "samples", "gradients"]
 _ARXIV = "https://arxiv.org/abs/"
 _PAPER = f"{_ARXIV}2407.08770"
 _NORMS = "https://huggingface.co/blog/grimjim/norm-preserving-biprojected-abliteration"
+_DERIVED = "docs/covariance.md"
+_ANSWERS: tuple[Need, ...] = ("labels", "prompts", "samples", "benign")
 _LABELS: tuple[Need, ...] = ("labels",)
 _TRAINED: tuple[Need, ...] = ("labels", "gradients")
 _PAIRS: tuple[Need, ...] = ("labels", "prompts", "samples", "gradients")
@@ -64,9 +64,14 @@ _ENTRIES = (
     Entry(surgery.SURGERY_PAPER, _PAPER),
     Entry(surgery.RANDOM_ROWS, _PAPER),
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
-    Entry(Covariance(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")),
-    Entry(FromAnswers(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")),
-    Entry(Caa(), f"{_ARXIV}2312.06681"),
+    Entry(
+        covariance.Covariance(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")
+    ),
+    Entry(
+        covariance.FromAnswers(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")
+    ),
+    Entry(caa.Caa(), f"{_ARXIV}2312.06681"),
+    Entry(caa.FromAnswers(), f"{_ARXIV}2312.06681", ("labels", "prompts", "samples")),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),
     Entry(Iti(), f"{_ARXIV}2306.03341"),
     Entry(FeatureSubtraction(), f"{_ARXIV}2401.01967"),

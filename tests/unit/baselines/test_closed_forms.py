@@ -6,7 +6,7 @@ import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
-from surgery_lib.baselines import own, tools
+from surgery_lib.baselines import caa, own, tools
 from surgery_lib.baselines.aura import Aura, auroc
 from surgery_lib.baselines.base import Lesson, TrainingData
 from surgery_lib.baselines.covariance import Covariance, FromAnswers
@@ -134,3 +134,20 @@ def test_from_answers_reads_the_behaviour_off_the_answers_that_score_most(tiny: 
     starts = [len(written.prompts[i]) - 1 for i in best]
     (mean,) = covariance.input_moments(model, tokenizer, rows, module, starts=starts).values()
     torch.testing.assert_close(found.blocks[0].mean, mean.mean)
+
+
+def test_steering_from_answers_is_between_those_that_score_most_and_least(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"])
+    length = lambda texts: [len(t) for t in texts]  # noqa: E731
+    long = caa.FromAnswers().fit(model, tokenizer, data, score=length)
+    short = caa.FromAnswers().fit(
+        model, tokenizer, data, score=lambda texts: [-len(t) for t in texts]
+    )
+    assert float(torch.cosine_similarity(long.vectors[1], short.vectors[1], dim=0)) < 0
+    assert len(long.vectors) == len(layout.blocks(model))
+    assert (long.cost().prompts, long.cost().samples) == (2, 16)
+    # Without prompts the model has nothing to answer, and the labelled texts are read.
+    bare = TrainingData(BAD + GOOD, DATA.labels)
+    texts = caa.Caa().fit(model, tokenizer, bare).vectors
+    torch.testing.assert_close(caa.FromAnswers().fit(model, tokenizer, bare).vectors, texts)
