@@ -153,6 +153,10 @@ class FromAnswers(Covariance, name="surgery_own", kind="weights"):
     from_answers: ClassVar[bool] = True
 
 
+# Rules of a search by the form that they take their statistics in.
+RULES: Mapping[str, type[Covariance]] = {"covariance": Covariance, "answers": FromAnswers}
+
+
 def _contrast(
     model: PreTrainedModel, written: own.Own, most: Sequence[int], least: Sequence[int]
 ) -> Tensor:

@@ -118,6 +118,7 @@ class Behaviour(Section):
     chat: bool = Field(False, description="put prompts through the chat template")
 
 
+Rule = Literal["cosine", "cosine_gain", "effect", "covariance", "answers"]
 Estimator = Literal["softmax", "logistic", "mean_difference", "lda"]
 
 
@@ -144,7 +145,7 @@ class Region(Section):
     matrix: Literal["gate", "up", "q", "k", "v", "o", "down"] = Field(
         "gate", description="matrix whose rows are ranked; the paper: gate"
     )
-    rules: tuple[Literal["cosine", "cosine_gain", "effect", "covariance"], ...] = Field(
+    rules: tuple[Rule, ...] = Field(
         ("cosine",), min_length=1, description="scores to rank by; the paper: cosine"
     )
     layers: Literal["all"] | tuple[int, ...] = Field(
@@ -153,16 +154,12 @@ class Region(Section):
     fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )
-    effect_texts: int = Field(
-        500, ge=1, description="texts of a label that the rules effect and covariance read"
-    )
+    effect_texts: int = Field(500, ge=1, description="texts of a label that other rules read")
 
     @model_validator(mode="after")
     def _scored(self) -> "Region":
-        if {"effect", "covariance"} & set(self.rules) and self.matrix != "gate":
-            raise ValueError(
-                "the rules effect and covariance score gate rows alone; use cosine, or matrix: gate"
-            )
+        if {"effect", "covariance", "answers"} & set(self.rules) and self.matrix != "gate":
+            raise ValueError("this rule scores gate rows alone; use cosine, or matrix: gate")
         return self
 
 

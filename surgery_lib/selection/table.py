@@ -1,13 +1,13 @@
 """What a search builds its edits from: probes, and the scores of all rows by every rule."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from surgery_lib.baselines.base import TrainingData
-from surgery_lib.baselines.covariance import Covariance, FittedCovariance
+from surgery_lib.baselines.covariance import RULES, FittedCovariance
 from surgery_lib.baselines.own import Score
 from surgery_lib.behaviour import BehaviourData
 from surgery_lib.errors import UserError
@@ -19,7 +19,7 @@ from surgery_lib.surgery.estimators import origin
 from surgery_lib.surgery.probe import Probe
 
 PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-# The direction that the covariance rule writes against stands among the probes under this name.
+# The direction that covariance-aware rules write against stands among the probes under this name.
 LIKELIHOOD = "likelihood"
 Pair = tuple[str, str]  # of a rule and a probe's name
 
@@ -38,7 +38,7 @@ class Point:
 class Table:
     """What edits are built from: probes by name, and the scores of all rows by (rule, probe).
 
-    `fitted`: what the covariance rule moves its rows along.
+    `fitted`: by covariance-aware rule, what it moves its rows along.
     """
 
     probes: Mapping[str, Probe]
@@ -46,12 +46,12 @@ class Table:
     unit: Unit
     matrix: str
     row_norm: float
-    fitted: FittedCovariance | None = None
+    fitted: Mapping[str, FittedCovariance] = field(default_factory=dict)
 
     @property
     def reads(self) -> dict[str, Tensor]:
         """By rule, the directions (blocks, width) that rows move along in place of the probe's."""
-        return {} if self.fitted is None else {"covariance": self.fitted.directions()}
+        return {rule: one.directions() for rule, one in self.fitted.items()}
 
     def surgery(
         self, model: PreTrainedModel, point: Point, select: region.Select = "opposed"
@@ -59,8 +59,8 @@ class Table:
         """The edit of one point."""
         about = {part: getattr(point, part) for part in PARTS}
         about |= origin(self.probes[point.probe].start)
-        if point.rule == "covariance" and self.fitted is not None:
-            found = self.fitted.plan(model, point.strength, k=point.fraction, select=select)
+        if one := self.fitted.get(point.rule):
+            found = one.plan(model, point.strength, k=point.fraction, select=select)
             return replace(found, about=about)
         rows = region.select(self.scores[point.rule, point.probe], point.fraction, select=select)
         return Surgery.build(
@@ -85,8 +85,8 @@ def prepare(
 ) -> Table:
     """Score all rows by every rule of the profile, for every probe at its `region.layers`.
 
-    The covariance rule has a direction of its own, which joins the probes; `score` tells the
-    model's own completions of training prompts apart for it. UserError where no probe is left.
+    Covariance-aware rules have a direction of their own, which joins the probes; `score` tells the
+    model's own completions of training prompts apart for them. UserError where no probe is left.
     """
     tried = activations.layer_numbers(model, profile.region.layers)
     probes = {name: one for name, one in probes.items() if one.layer in tried}
@@ -94,15 +94,16 @@ def prepare(
         raise UserError("no probe was fitted at the region.layers; name some of probe.layers there")
     matrix = profile.region.matrix
     scores: dict[Pair, Tensor] = {}
-    fitted, members = None, dict(probes)
+    fitted: dict[str, FittedCovariance] = {}
+    members = dict(probes)
     directions = [one.direction for one in probes.values()]
     training = training_texts(data, profile.region.effect_texts)
     for rule in profile.region.rules:
-        if rule == "covariance":
-            fitted = Covariance().fit(model, tokenizer, training, score=score)
-            own = written_against(model, fitted, data.name)
+        if rule in RULES:
+            fitted[rule] = RULES[rule]().fit(model, tokenizer, training, score=score)
+            own = written_against(model, fitted[rule], data.name)
             members[own.name] = own
-            scores[rule, own.name] = fitted.scores(model)
+            scores[rule, own.name] = fitted[rule].scores(model)
             continue
         found = score_rows(model, directions, rule, tokenizer, training.of(1), matrix)
         scores |= {(rule, name): one for name, one in zip(probes, found, strict=True)}
@@ -111,7 +112,7 @@ def prepare(
 
 
 def written_against(model: PreTrainedModel, fitted: FittedCovariance, behaviour: str) -> Probe:
-    """What the covariance rule writes against, as a probe of the last layer."""
+    """What a covariance-aware rule writes against, as a probe of the last layer."""
     last = activations.n_layers(model) - 1
     return Probe(fitted.write, fitted.write, 0.0, last, LIKELIHOOD, behaviour)
 

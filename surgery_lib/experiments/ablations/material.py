@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from surgery_lib import files, scorers
-from surgery_lib.baselines.covariance import RIDGE, Covariance, FittedCovariance
+from surgery_lib.baselines.covariance import RIDGE, RULES, FittedCovariance
 from surgery_lib.behaviour import SPLITS, BehaviourData
 from surgery_lib.evaluation.evaluator import Evaluator
 from surgery_lib.experiments.ablations.bench import CHOSEN, Bench
@@ -41,7 +41,7 @@ def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: Behaviou
     fitted, estimator = None, str(profile.probe.estimators[0])
     if surgery.direction.dim() == 2:
         texts = table.training_texts(data, profile.region.effect_texts)
-        fitted = Covariance().fit(model, tokenizer, texts, score=guide)
+        fitted = RULES[surgery.about["rule"]]().fit(model, tokenizer, texts, score=guide)
         chosen = table.written_against(model, fitted, data.name)
     else:
         chosen = probe.load(study.path("probe.safetensors"))[surgery.about["probe"]]

@@ -32,7 +32,6 @@ RANKINGS = {
     "effect": "first-order effect",
 }
 LEVEL = ", same divergence"  # ends the name of a variant whose multiple `Bench.matched` has set
-BLOCK_RANKINGS = {"cosine": "cosine", "covariance": "first-order effect"}
 
 
 @dataclass(frozen=True)
@@ -168,7 +167,8 @@ def directions(bench: Bench) -> Iterator[Variant]:
 def rankings(bench: Bench) -> Iterator[Variant]:
     """What rows are ranked by: the cosine, with the norm's gain, and the first-order effect."""
     v = bench.directions[CHOSEN]
-    for ranking, label in (BLOCK_RANKINGS if bench.blockwise else RANKINGS).items():
+    blockwise = {"cosine": "cosine", bench.rule: "first-order effect"}
+    for ranking, label in (blockwise if bench.blockwise else RANKINGS).items():
         for times in FACTORS:
 
             def edit(ranking: str = ranking, times: float = times) -> AbstractContextManager[Any]:

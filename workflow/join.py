@@ -1,0 +1,96 @@
+"""Put methods that were compared later into a committed comparison: `join.py FOLDER INTO`.
+
+Both folders hold a `comparison.json` of notebook 05 on the same model, data and seed. The runs may
+be joined where no answer of the unedited model differs: then they are one run in two parts. Minutes
+of the two do not compare. Tables and figures of INTO are made anew; a method that both have is
+taken from FOLDER.
+"""
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from redraw import of_comparison
+
+from surgery_lib import files, report
+from surgery_lib.errors import UserError
+from surgery_lib.experiments import comparison as compare
+from surgery_lib.report import advice, comparison
+from surgery_lib.selection.outcome import ModelReading, Outcome
+from surgery_lib.study.study import unwrap
+
+SAME = ("profile", "behaviour", "seed", "revision")
+
+
+def about(run: Mapping[str, Any]) -> dict[str, Any]:
+    """What two runs must have in common; the number format was the machine's or a setting."""
+    asked = run["parameters"].get("model.dtype")
+    return {name: run.get(name) for name in SAME} | {"dtype": run.get("dtype", asked)}
+
+
+def check(first: Mapping[str, Any], second: Mapping[str, Any]) -> None:
+    """UserError where two comparisons are not of the same thing."""
+    one, other = about(first), about(second)
+    for name in one:
+        if one[name] != other[name]:
+            raise UserError(f"{name} is {one[name]} in one and {other[name]} in the other")
+    flags = [one["result"]["base"]["flags"] for one in (first, second)]
+    if flags[0] != flags[1]:
+        raise UserError("the unedited model's answers differ: run all methods on one machine")
+    if first["result"]["trials"] != second["result"]["trials"]:
+        raise UserError("the searches had different numbers of trials")
+
+
+def joined(new: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """The result of both: methods of `old` in its order, then those of `new` it did not have."""
+    found = {one["name"]: one for one in old["outcomes"]} | {
+        one["name"]: one for one in new["outcomes"]
+    }
+    outcomes = [Outcome.read(one) for one in found.values()]
+    base, scorer = ModelReading(**old["base"]), old["scorer"]
+    return {
+        **old,
+        "unsearched": list(dict.fromkeys([*old["unsearched"], *new["unsearched"]])),
+        "outcomes": list(found.values()),
+        "against_paper": {one: advice.against_paper(outcomes, one, scorer) for one in compare.HELD},
+        "closing": "\n".join(advice.closing(outcomes, base, one, scorer) for one in compare.HELD),
+    }
+
+
+def tables(result: Mapping[str, Any]) -> dict[str, str]:
+    """Every table of notebook 05, by name."""
+    outcomes = [Outcome.read(one) for one in result["outcomes"]]
+    base, scorer, budget = ModelReading(**result["base"]), result["scorer"], compare.BUDGETS[1]
+    found = {}
+    for one in compare.HELD:
+        found[f"compare_{one}"] = comparison.table(outcomes, base, one, scorer)
+        found[f"guide_{one}"] = advice.guide(outcomes, one, budget, scorer)
+    damage = comparison.damage_table(outcomes, base, compare.BOTH, budget)
+    noted = comparison.disagreement(outcomes, compare.BOTH, budget)
+    return {
+        **found,
+        "compare_damage": f"{damage}\n{noted}",
+        "compare_cost": comparison.cost_table(outcomes),
+    }
+
+
+def main(new: Path, old: Path) -> None:
+    """Join, and write INTO's result, tables and figures."""
+    paths = [folder / "comparison.json" for folder in (new, old)]
+    whole = [files.read_json(path) for path in paths]
+    check(*whole)
+    result = joined(*(unwrap(one, path) for one, path in zip(whole, paths, strict=True)))
+    files.write_json(old / "comparison.json", {**whole[1], "result": result})
+    for name, text in tables(result).items():
+        files.write_text(old / "tables" / f"{name}.md", text)
+    report.style()
+    for name, draw in of_comparison(result):
+        report.save(draw(), old / "figures", name)
+
+
+if __name__ == "__main__":
+    try:
+        main(*map(Path, sys.argv[1:]))
+    except (UserError, TypeError) as error:
+        sys.exit(f"error: {error}\nusage: python workflow/join.py FOLDER INTO")
