@@ -130,15 +130,15 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             marks = torch.tensor(data.labels)[long] == 1
             direction = slopes[marks].mean(0) - slopes[~marks].mean(0)
             forward += sum(len(ids) for ids in rows)
-        if starts is None:
-            forward += count_tokens(tokenizer, behaviour, activations.MAX_TOKENS)
-        else:
-            forward += sum(len(ids) for ids in shown)
+        # Where answers stand in for them, texts with the behaviour are not read.
+        read = behaviour if starts is None else []
+        forward += count_tokens(tokenizer, read, activations.MAX_TOKENS)
+        forward += sum(len(ids) for ids in shown if isinstance(ids, list))
         return FittedCovariance(
             blocks=covariance.statistics(model, tokenizer, shown, spared, behaviour_starts=starts),
             write=direction,
             row_norm=region.mean_row_norm(model),
-            labels=len(data.texts) + len(data.benign) + asked,
+            labels=len(read) + len(spared) + asked,
             benign=len(data.benign),
             prompts=asked,
             samples=samples,
