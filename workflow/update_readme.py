@@ -7,7 +7,7 @@ import functools
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -127,10 +127,10 @@ def paired(study: str, *names: str) -> str:
     return advice.paired_table(outcomes, names, "both", compared["scorer"])
 
 
-def over_seeds(numbers: Sequence[int], *names: str) -> str:
-    """The comparison on SmolLM2 with several seeds."""
-    held = {n: result(f"smollm2-135m/toxicity/seed{n}/comparison.json") for n in numbers}
-    return seeds.table(held, names)
+def over_seeds(profile: str, *names: str, ours: int = 1) -> str:
+    """The comparison with three seeds; the first `ours` methods are set against the others."""
+    held = {n: result(f"{profile}/toxicity/seed{n}/comparison.json") for n in (0, 1, 2)}
+    return seeds.table(held, names, ours=ours)
 
 
 def diagnosed(study: str) -> dict[str, Any]:
@@ -186,9 +186,13 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare-smollm2": lambda: kept("smollm2-135m/toxicity/seed0/tables/compare_both.md"),
     "paired-smollm2": lambda: paired(
         SMOLLM2,
-        *("surgery_covariance", "dpo", "caa", "ridge_ablation", "surgery_paper", "surgery", "lora"),
+        *("surgery_covariance", "surgery_own", "dpo", "caa", "ridge_ablation"),
+        *("surgery_paper", "surgery", "lora"),
     ),
-    "seeds-smollm2": lambda: over_seeds((0, 1, 2), "surgery_covariance", "dpo", "caa"),
+    "seeds-smollm2": lambda: over_seeds(
+        "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
+    ),
+    "seeds-gemma": lambda: over_seeds("gemma3-270m", "surgery_covariance", "dpo", "caa"),
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0",
         *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),

@@ -64,9 +64,10 @@ def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> lis
     return found
 
 
-def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
-    """What is set against what: each method against no edit, the first against each other."""
-    return [(name, NOTHING) for name in names] + [(names[0], other) for other in names[1:]]
+def pairs_of(names: Sequence[str], ours: int = 1) -> list[tuple[str, str]]:
+    """What is set against what: each method against no edit, the first `ours` against those after."""
+    against = [(names[i], other) for i in range(ours) for other in names[i + 1 :]]
+    return [(name, NOTHING) for name in names] + against
 
 
 def difference(pair: Mapping[str, Any]) -> str:

@@ -15,14 +15,17 @@ from surgery_lib.selection.trials import BOTH
 
 
 def table(
-    comparisons: Mapping[int, Mapping[str, Any]], names: Sequence[str], measure: str = BOTH
+    comparisons: Mapping[int, Mapping[str, Any]],
+    names: Sequence[str],
+    measure: str = BOTH,
+    ours: int = 1,
 ) -> str:
     """Seed → result of notebook 05, as rows: every seed's rate, then paired differences.
 
     A difference is between prompts' means over the seeds, so its interval tells what other prompts
-    would do; what another seed would do is seen in the rates. The first method is set against no
-    edit and each other one; p of a sign-flip test, not corrected. UserError where the seeds were
-    not read on equally many prompts by one scorer.
+    would do; what another seed would do is seen in the rates. Each method is set against no edit,
+    the first `ours` against those after them; p of a sign-flip test, not corrected. UserError where
+    the seeds were not read on equally many prompts by one scorer.
     """
     scorers = {held["scorer"] for held in comparisons.values()}
     sizes = {len(held["base"]["flags"][held["scorer"]]) for held in comparisons.values()}
@@ -64,7 +67,7 @@ def table(
             f"{name} less {other}, points".replace("_", " "),
             *(apart(name, other, budget) for budget in budgets),
         ]
-        for name, other in pairs_of(names)
+        for name, other in pairs_of(names, ours)
     ]
     columns = [f"{measure_name(measure)} ≤ {budget}" for budget in budgets]
     seeds = ", ".join(map(str, outcomes))
