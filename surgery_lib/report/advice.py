@@ -65,7 +65,7 @@ def against_paper(outcomes: Sequence[Outcome], measure: str, scorer: str) -> lis
 
 
 def pairs_of(names: Sequence[str], ours: int = 1) -> list[tuple[str, str]]:
-    """What is set against what: each method against no edit, the first `ours` against those after."""
+    """What is set against what: each against no edit, the first `ours` against those after."""
     against = [(names[i], other) for i in range(ours) for other in names[i + 1 :]]
     return [(name, NOTHING) for name in names] + against
 

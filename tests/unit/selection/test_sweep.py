@@ -1,5 +1,6 @@
 """Choosing on validation: the ledger, the rules of choice, the controls, the meter."""
 
+import dataclasses
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -329,3 +330,26 @@ def test_the_verdict_says_when_a_change_may_be_chance(p: float, said: bool) -> N
 
     text = tables.verdict({"variants": {"base": draw(0.5), "edited": draw(0.4)}})
     assert ("no clear change" in text) is said
+
+
+def test_both_covariance_aware_rules_stand_in_one_table(tiny: Any) -> None:
+    model, tokenizer = tiny
+    given = data()
+    asked = {**given.prompts, "train": [Prompt("t0", "tell me", "challenging")]}
+    settings = {**SEARCH, "region": {"rules": ["covariance", "answers"], "fractions": [0.1]}}
+    table = prepare(
+        model,
+        tokenizer,
+        {"lda@2": make_probe(model, 2)},
+        dataclasses.replace(given, prompts=asked),
+        Profile.model_validate(settings),
+        score=lambda texts: [len(text) for text in texts],
+    )
+    assert set(table.fitted) == set(table.reads) == {"covariance", "answers"}
+    ((_, name), (_, same)) = table.scores  # both write against one direction
+    assert name == same
+    edits = {rule: table.surgery(model, Point(name, rule, 0.1, 1.0)) for rule in table.fitted}
+    for rule, edit in edits.items():
+        assert edit.about["rule"] == rule
+        torch.testing.assert_close(edit.direction, table.reads[rule])
+    assert not torch.allclose(edits["covariance"].direction, edits["answers"].direction)
