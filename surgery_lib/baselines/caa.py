@@ -5,7 +5,7 @@ input of the block there (nrimsky/CAA adds it after the instruction). Where the 
 in one down projection, a bias there is exactly the same, and an ordinary checkpoint.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,7 +22,7 @@ from surgery_lib.surgery import covariance
 
 @dataclass(frozen=True, eq=False)
 class FittedCaa(Read):
-    """`vectors` (layers, width): raw mean differences at blocks' inputs, towards the behaviour."""
+    """`vectors` (layers, width): raw mean differences, towards the behaviour."""
 
     vectors: Tensor
 
@@ -77,21 +77,17 @@ class FromAnswers(Caa, name="caa_own", kind="hook"):
         pooling: activations.Pooling = "after_first",
         score: own.Score | None = None,
     ) -> FittedCaa:
-        """The mean differences from one pass over the answers, over all their tokens.
+        """The mean differences at blocks' inputs, over all tokens from each prompt's last one on.
 
-        Without training prompts the labelled texts, pooled as `pooling` says.
+        Without training prompts those of the labelled texts, pooled as `pooling` says.
         """
         if not lesson.data.prompts:
             return super().learn(lesson, pooling)
         written = own.write(lesson, score=score)
-        blocks = {str(n): block for n, block in enumerate(layout.blocks(lesson.model))}
         means, forward = [], written.forward
         for which in own.told_apart(written):
             rows, starts = own.rows(written, which)
-            found = covariance.input_moments(
-                lesson.model, lesson.tokenizer, rows, blocks, starts=starts
-            )
-            means.append(torch.stack([one.mean for one in found.values()]))
+            means.append(_means(lesson, rows, starts))
             forward += sum(map(len, rows))
         return FittedCaa(
             means[0] - means[1],
@@ -100,3 +96,19 @@ class FromAnswers(Caa, name="caa_own", kind="hook"):
             prompts=written.asked,
             samples=len(written.tails),
         )
+
+
+def _means(lesson: Lesson, rows: Sequence[list[int]], starts: Sequence[int]) -> Tensor:
+    """Mean input of every block over the rows' tokens from `starts` on: (blocks, width)."""
+    blocks = {str(n): block for n, block in enumerate(layout.blocks(lesson.model))}
+    width = layout.hidden_width(lesson.model)
+    sums = {name: torch.zeros(width, dtype=torch.float64) for name in blocks}
+    first = torch.tensor(starts)
+
+    def visit(name: str, inputs: Tensor, lengths: Tensor, which: Tensor) -> None:
+        x = inputs[covariance.counted(inputs, lengths, first[which])]
+        sums[name] += x.double().sum(0).cpu()
+
+    activations.read_inputs(lesson.model, lesson.tokenizer, rows, blocks, visit)
+    count = sum(len(ids) - start for ids, start in zip(rows, starts, strict=True))
+    return (torch.stack(list(sums.values())) / count).float()

@@ -24,6 +24,7 @@ from surgery_lib.baselines.base import (
     count_tokens,
     strength_range,
 )
+from surgery_lib.errors import UserError
 from surgery_lib.models import activations, layout, tokens
 from surgery_lib.surgery import Surgery, covariance, likelihood, probe, region
 
@@ -42,6 +43,7 @@ class FittedCovariance(Read):
     write: Tensor
     row_norm: float
     total: int
+    rule: str = "covariance"
 
     @contextmanager
     def applied(self, model: PreTrainedModel, strength: float, **knobs: Any) -> Iterator[Any]:
@@ -70,7 +72,7 @@ class FittedCovariance(Read):
             read=read,
             select=select,
             row_norm=self.row_norm,
-            about={"k": k, "ridge": ridge, "read": read, "rule": "covariance"},
+            about={"k": k, "ridge": ridge, "read": read, "rule": self.rule},
         )
 
     def scores(self, model: nn.Module, ridge: float = RIDGE) -> Tensor:
@@ -96,8 +98,8 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         "k": SearchRange(K, low=0.003, high=0.03, log=True),
         "ridge": SearchRange(RIDGE, low=0.03, high=3.0, log=True),
     }
-    # Whether rows read the behaviour off the model's own answers, where it writes some.
-    from_answers: ClassVar[bool] = False
+    # What a profile's `region.rules` calls it; "answers": rows read the model's own.
+    rule: ClassVar[str] = "covariance"
 
     def learn(
         self, lesson: Lesson, write: Write = "likelihood", score: own.Score | None = None
@@ -105,13 +107,15 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         """The direction from the model's own answers, statistics from one pass over the texts.
 
         Without training prompts the labelled texts stand in for the answers. `write="lda"` takes
-        the LDA direction of their states instead.
+        the LDA direction of their states instead, where rows read texts.
         """
         model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
         behaviour, spared = data.of(1), [*data.of(0), *data.benign]
         shown: Sequence[str] | Sequence[list[int]] = behaviour
-        starts, asked, samples = None, 0, 0
+        starts, asked, samples, told = None, 0, 0, 0
         forward = count_tokens(tokenizer, spared, activations.MAX_TOKENS)
+        if write == "lda" and self.rule == "answers":
+            raise UserError("rows that read answers write against their likelihood; leave write")
         if write == "lda":
             direction = _lda(lesson)
             forward += count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
@@ -119,9 +123,9 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             written = own.write(lesson, score=score)
             most, least = own.told_apart(written)
             direction = _contrast(model, written, most, least)
-            asked, samples = written.asked, len(written.tails)
+            asked, samples, told = written.asked, len(written.tails), written.labels
             forward += written.forward + written.read_again
-            if self.from_answers:
+            if self.rule == "answers":
                 shown, starts = own.rows(written, most)
         else:
             rows = tokens.tokenize(model, tokenizer, data.texts, activations.MAX_TOKENS)
@@ -130,7 +134,8 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             marks = torch.tensor(data.labels)[long] == 1
             direction = slopes[marks].mean(0) - slopes[~marks].mean(0)
             forward += sum(len(ids) for ids in rows)
-        # Where answers stand in for them, texts with the behaviour are not read.
+        # Where answers stand in for them, texts with the behaviour are not read, but by the probe
+        # that tells answers apart where no score is given: then all labelled texts are.
         read = behaviour if starts is None else []
         forward += count_tokens(tokenizer, read, activations.MAX_TOKENS)
         forward += sum(len(ids) for ids in shown if isinstance(ids, list))
@@ -138,23 +143,26 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             blocks=covariance.statistics(model, tokenizer, shown, spared, behaviour_starts=starts),
             write=direction,
             row_norm=region.mean_row_norm(model),
-            labels=len(read) + len(spared) + asked,
+            labels=(len(data.texts) if told else len(read) + len(data.of(0)))
+            + len(data.benign)
+            + asked,
             benign=len(data.benign),
             prompts=asked,
             samples=samples,
             tokens=forward,
             total=layout.total_rows(model),
+            rule=self.rule,
         )
 
 
 class FromAnswers(Covariance, name="surgery_own", kind="weights"):
     """Covariance-aware surgery on the model's own answers: rows read the behaviour off those."""
 
-    from_answers: ClassVar[bool] = True
+    rule: ClassVar[str] = "answers"
 
 
-# Rules of a search by the form that they take their statistics in.
-RULES: Mapping[str, type[Covariance]] = {"covariance": Covariance, "answers": FromAnswers}
+# The rules of a search that are covariance-aware.
+RULES: Mapping[str, type[Covariance]] = {one.rule: one for one in (Covariance, FromAnswers)}
 
 
 def _contrast(

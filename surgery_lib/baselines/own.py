@@ -19,6 +19,7 @@ from surgery_lib.surgery import probe
 
 # Of all completions: this share, most by the score, against that share, least by it.
 MOST, LEAST = 0.25, 0.5
+FEWEST = 4
 # How deep the probe reads that tells the model's own completions apart, as a share of the depth.
 PROBE_DEPTH = 0.7
 # How many texts of each label that probe is fitted on, at most, and what it reads of each.
@@ -51,8 +52,17 @@ class Own:
 
 
 def told_apart(written: Own) -> tuple[list[int], list[int]]:
-    """Numbers of the completions that score most, and of those that score least."""
-    order = [i for i in written.scores.argsort(descending=True).tolist() if written.tails[i]]
+    """Numbers of the completions that score most, and of those that score least.
+
+    Empty ones are left out. Raises UserError where too few are left to tell two groups apart.
+    """
+    ranked = written.scores.argsort(descending=True, stable=True).tolist()
+    order = [i for i in ranked if written.tails[i]]
+    if len(order) < FEWEST:
+        raise UserError(
+            f"the model wrote {len(order)} completions that are not empty, and {FEWEST} are "
+            "needed; give more training prompts"
+        )
     most = order[: max(1, round(MOST * len(order)))]
     return most, order[len(order) - max(1, round(LEAST * len(order))) :]
 

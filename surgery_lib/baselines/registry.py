@@ -64,12 +64,8 @@ _ENTRIES = (
     Entry(surgery.SURGERY_PAPER, _PAPER),
     Entry(surgery.RANDOM_ROWS, _PAPER),
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
-    Entry(
-        covariance.Covariance(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")
-    ),
-    Entry(
-        covariance.FromAnswers(), "docs/covariance.md", ("labels", "prompts", "samples", "benign")
-    ),
+    Entry(covariance.Covariance(), _DERIVED, _ANSWERS),
+    Entry(covariance.FromAnswers(), _DERIVED, _ANSWERS),
     Entry(caa.Caa(), f"{_ARXIV}2312.06681"),
     Entry(caa.FromAnswers(), f"{_ARXIV}2312.06681", ("labels", "prompts", "samples")),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),

@@ -37,6 +37,7 @@ NAMES = {
     "surgery": "surgery",
     "surgery_paper": "surgery, paper's form",
     "surgery_covariance": "surgery, covariance",
+    "surgery_own": "surgery, answers",
     "surgery_random_direction": "random direction",
     "lora": "LoRA",
     "dpo": "DPO",

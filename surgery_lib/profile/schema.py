@@ -154,7 +154,7 @@ class Region(Section):
     fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )
-    effect_texts: int = Field(500, ge=1, description="texts of a label that other rules read")
+    effect_texts: int = Field(500, ge=1, description="texts of a label that rules but cosine read")
 
     @model_validator(mode="after")
     def _scored(self) -> "Region":

@@ -90,7 +90,7 @@ def inverse(model: PreTrainedModel, surgery: Surgery) -> Surgery:
     As many rows, as far. `model` must be unedited. Rows are by cosine whatever the edit's own rule,
     as in the paper: the first-order effect of a row is the same for v and -v, so that its rule
     would take the same rows again, where notebook 06 (strengths below zero) finds no more of the
-    behaviour than before. An edit with a direction for every block (the covariance rule) keeps its
+    behaviour than before. An edit with a direction for every block (covariance-aware) keeps its
     rows, those that to first order do most either way; the control "inverted direction" of notebook
     04 is that edit, and writes more of the behaviour on SmolLM2 and Gemma 3 270M.
     """

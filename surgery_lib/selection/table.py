@@ -99,6 +99,11 @@ def prepare(
     directions = [one.direction for one in probes.values()]
     training = training_texts(data, profile.region.effect_texts)
     for rule in profile.region.rules:
+        if rule == "answers" and not training.prompts:
+            raise UserError(
+                "the rule answers reads what the model answers to training prompts, and there are "
+                "none; give prompts.train, or use the rule covariance"
+            )
         if rule in RULES:
             fitted[rule] = RULES[rule]().fit(model, tokenizer, training, score=score)
             own = written_against(model, fitted[rule], data.name)

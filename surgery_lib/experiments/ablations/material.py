@@ -32,8 +32,8 @@ LAYERS = 12
 def prepare(study: Study, model: PreTrainedModel, tokenizer: Any, data: BehaviourData) -> Bench:
     """The bench of a study whose edit notebook 03 has chosen; prompts are those of validation.
 
-    An edit with a direction for every block is the covariance rule's, whose statistics are read
-    again: its variants differ in what they take from them.
+    An edit with a direction for every block is a covariance-aware rule's: its statistics are read
+    again, as its variants differ in what they take from them.
     """
     profile = study.profile
     surgery = Surgery.load(study.path("surgery"))
@@ -174,7 +174,7 @@ def _scores(bench: Bench, effect_texts: int) -> dict[tuple[str, str], Tensor]:
 
 
 def _block_scores(bench: Bench, fitted: FittedCovariance) -> dict[tuple[str, str], Tensor]:
-    """Scores along the blocks' directions by the covariance rule, and cosines with the chosen."""
+    """Scores along the blocks' directions by the edit's rule, and cosines with the chosen."""
     found = {
         (bench.rule, name): covariance.scores(bench.model, fitted.blocks, one, fitted.write)
         for name, one in bench.directions.items()

@@ -2,17 +2,19 @@
 
 from typing import Any
 
+import pytest
 import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
 from surgery_lib.baselines import caa, own, tools
 from surgery_lib.baselines.aura import Aura, auroc
-from surgery_lib.baselines.base import Lesson, TrainingData
+from surgery_lib.baselines.base import Lesson, TrainingData, count_tokens
 from surgery_lib.baselines.covariance import Covariance, FromAnswers
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace
 from surgery_lib.baselines.ridge_ablation import read_out
+from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance
 
@@ -126,6 +128,9 @@ def test_from_answers_reads_the_behaviour_off_the_answers_that_score_most(tiny: 
         torch.testing.assert_close(one.mean, same.mean)
         torch.testing.assert_close(one.spared.second, unlike.spared.second)
         assert not torch.allclose(one.mean, unlike.mean)
+    # What it has read: texts without the behaviour, harmless and training prompts.
+    cost = found.cost()
+    assert (cost.labels, cost.prompts, cost.samples, cost.benign) == (8 + 4 + 2, 2, 16, 4)
     # By hand: from the prompt's last token on, answers of the best quarter (4 of 16).
     written = own.write(Lesson(model, tokenizer, data), score=score)
     best = sorted(range(16), key=lambda i: -float(written.scores[i]))[:4]
@@ -134,6 +139,22 @@ def test_from_answers_reads_the_behaviour_off_the_answers_that_score_most(tiny: 
     starts = [len(written.prompts[i]) - 1 for i in best]
     (mean,) = covariance.input_moments(model, tokenizer, rows, module, starts=starts).values()
     torch.testing.assert_close(found.blocks[0].mean, mean.mean)
+    spared = count_tokens(tokenizer, [*GOOD, *GOOD[:4]])
+    expected = spared + written.forward + written.read_again + sum(map(len, rows))
+    assert cost.forward_tokens == expected
+    # The probe that tells answers apart without a score reads every labelled text.
+    assert FromAnswers().fit(model, tokenizer, data).cost().labels == 16 + 4 + 2
+    with pytest.raises(UserError, match="likelihood"):
+        FromAnswers().fit(model, tokenizer, data, score=score, write="lda")
+
+
+def test_answers_are_told_apart_where_there_are_some() -> None:
+    scores = torch.tensor([3.0, 9.0, 2.0, 5.0, 1.0])
+    written = own.Own([[1]] * 5, [[2], [], [2], [2], [2]], scores, 5, 1, 0, 0)
+    assert own.told_apart(written) == ([3], [2, 4])  # the highest is empty
+    assert own.rows(written, [3]) == ([[1, 2]], [1])  # token 0 never counts
+    with pytest.raises(UserError, match="not empty"):
+        own.told_apart(own.Own([[1]] * 3, [[2]] * 3, scores[:3], 3, 1, 0, 0))
 
 
 def test_steering_from_answers_is_between_those_that_score_most_and_least(tiny: Any) -> None:
@@ -145,6 +166,14 @@ def test_steering_from_answers_is_between_those_that_score_most_and_least(tiny: 
         model, tokenizer, data, score=lambda texts: [-len(t) for t in texts]
     )
     assert float(torch.cosine_similarity(long.vectors[1], short.vectors[1], dim=0)) < 0
+    written = own.write(Lesson(model, tokenizer, data), score=length)
+    module = {"0": layout.blocks(model)[0]}
+    means = []
+    for which in own.told_apart(written):
+        rows, starts = own.rows(written, which)
+        (one,) = covariance.input_moments(model, tokenizer, rows, module, starts=starts).values()
+        means.append(one.mean)
+    torch.testing.assert_close(long.vectors[0], means[0] - means[1])
     assert len(long.vectors) == len(layout.blocks(model))
     assert (long.cost().prompts, long.cost().samples) == (2, 16)
     # Without prompts the model has nothing to answer, and the labelled texts are read.

@@ -63,3 +63,15 @@ def test_a_method_that_a_seed_lacks_has_no_mean() -> None:
 def test_other_prompts_are_refused() -> None:
     with pytest.raises(UserError, match="same prompts"):
         seeds.table({0: comparison([1, 0]), 1: comparison([1, 0, 0])}, [])
+
+
+def test_two_forms_of_ours_are_set_against_all_after_them() -> None:
+    both = [1] * 60 + [0] * 40
+    studies = {0: comparison(both, own=both, surgery=both, dpo=[0] * 100)}
+    found = rows(seeds.table(studies, ["surgery", "own", "dpo"], ours=2))
+    assert [name for name in found if " less " in name and "no edit" not in name] == [
+        "surgery less own, points",
+        "surgery less dpo, points",
+        "own less dpo, points",
+    ]
+    assert found["own less dpo, points"].startswith("60.0 [")

@@ -353,3 +353,5 @@ def test_both_covariance_aware_rules_stand_in_one_table(tiny: Any) -> None:
         assert edit.about["rule"] == rule
         torch.testing.assert_close(edit.direction, table.reads[rule])
     assert not torch.allclose(edits["covariance"].direction, edits["answers"].direction)
+    with pytest.raises(UserError, match=r"prompts\.train"):
+        prepare(*tiny, {"lda@2": make_probe(model, 2)}, given, Profile.model_validate(settings))

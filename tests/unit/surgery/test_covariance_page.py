@@ -2,11 +2,12 @@
 
 from typing import Any
 
+import pytest
 import torch
 from architectures import TEXTS, Letters, build
 from torch import Tensor
 
-from surgery_lib.baselines.covariance import LEAST, MOST
+from surgery_lib.baselines.own import LEAST, MOST
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance, likelihood, region
 
@@ -22,6 +23,7 @@ def page(
     completions: list[list[int]],
     starts: list[int],
     scores: list[float],
+    answers: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Selected rows over all blocks, and every block's edited gate."""
     layers, caught = model.model.layers, {}
@@ -34,19 +36,29 @@ def page(
     for ids, start in zip(completions, starts, strict=True):
         q = model(input_ids=torch.tensor([ids])).logits[0, start - 1 : -1].softmax(-1)
         slopes.append((gain * (output[torch.tensor(ids[start:])] - q @ output)).mean(0))
-    n = torch.stack(slopes)[torch.tensor(scores).argsort(descending=True)]
+    ranking = torch.tensor(scores).argsort(descending=True)
+    n = torch.stack(slopes)[ranking]
     w = n[: len(n) // 4].mean(0) - n[-(len(n) // 2) :].mean(0)
     w = w / w.norm()
 
-    def inputs(texts: list[list[int]]) -> list[Tensor]:
+    def inputs(texts: list[list[int]], firsts: list[int]) -> list[Tensor]:
         read = []
-        for ids in texts:
-            model(input_ids=torch.tensor([ids[:100]]))
-            read.append([caught[number][1:] for number in range(len(layers))])
+        for ids, first in zip(texts, firsts, strict=True):
+            model(input_ids=torch.tensor([ids]))
+            read.append([caught[number][first:] for number in range(len(layers))])
         return [torch.cat(of_block) for of_block in zip(*read, strict=True)]
 
+    def texts_of(rows: list[list[int]]) -> list[Tensor]:
+        return inputs([ids[:100] for ids in rows], [1] * len(rows))
+
+    best = ranking[: len(ranking) // 4].tolist()
+    shown = (
+        inputs([completions[i] for i in best], [starts[i] - 1 for i in best])
+        if answers
+        else texts_of(behaviour)
+    )
     directions, ranked = [], []
-    for block, x, c in zip(layers, inputs(behaviour), inputs(spared), strict=True):
+    for block, x, c in zip(layers, shown, texts_of(spared), strict=True):
         mlp, second = block.mlp, (c.double().T @ c.double()) / len(c)
         ridge = RIDGE * second.trace() / len(second) * torch.eye(len(second))
         p = torch.linalg.solve(second + ridge, x.double().mean(0))
@@ -67,7 +79,8 @@ def page(
     return rows, edited
 
 
-def test_the_page_gives_the_same_edit() -> None:
+@pytest.mark.parametrize("answers", [False, True])
+def test_the_page_gives_the_same_edit(answers: bool) -> None:
     model = build("llama")
     generator = torch.Generator().manual_seed(3)
     for name, weight in model.named_parameters():
@@ -75,18 +88,22 @@ def test_the_page_gives_the_same_edit() -> None:
             weight.data = 1 + 0.3 * torch.rand(weight.shape, generator=generator)
     tokenize = Letters()
     bad, good = (tokenize(texts)["input_ids"] for texts in (BAD, GOOD))
-    completions = [ids * 3 for ids in [*bad, *good]]
-    starts = [len(ids) // 3 for ids in completions]
+    # Some beyond the 100 tokens at which texts are cut: completions are not.
+    completions = [ids * (40 if answers else 3) for ids in [*bad, *good]]
+    starts = [max(2, len(ids) // 3) for ids in completions]
     scores = torch.rand(len(completions), generator=generator).tolist()
-    blocks = covariance.statistics(model, tokenize, BAD, GOOD)
     order = torch.tensor(scores).argsort(descending=True)
     slopes = likelihood.gradients(model, completions, starts)[order]
     most, least = (int(share * len(order)) for share in (MOST, LEAST))
+    best = order[:most].tolist()
+    shown = [completions[i] for i in best] if answers else BAD
+    firsts = [starts[i] - 1 for i in best] if answers else None
+    blocks = covariance.statistics(model, tokenize, shown, GOOD, behaviour_starts=firsts)
     write = slopes[:most].mean(0) - slopes[-least:].mean(0)
     options = {"k": K, "ridge": RIDGE, "row_norm": region.mean_row_norm(model)}
     plan = covariance.plan(model, blocks, write, strength=STRENGTH, **options)
     with torch.no_grad():
-        rows, edited = page(model, bad, good, completions, starts, scores)
+        rows, edited = page(model, bad, good, completions, starts, scores, answers)
     assert len(rows) > 3 and torch.equal(plan.rows, rows)
     with plan.applied(model):
         for block, gate in zip(layout.blocks(model), edited, strict=True):
