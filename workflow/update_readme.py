@@ -120,11 +120,11 @@ def against_paper() -> str:
     )
 
 
-def paired(study: str, *names: str) -> str:
-    """What methods of a comparison take away, and the first less the others."""
+def paired(study: str, *names: str, ours: int = 1) -> str:
+    """What methods of a comparison take away, and the first `ours` less the others."""
     compared = result(f"{study}/comparison.json")
     outcomes = [Outcome.read(one) for one in compared["outcomes"]]
-    return advice.paired_table(outcomes, names, "both", compared["scorer"])
+    return advice.paired_table(outcomes, names, "both", compared["scorer"], ours)
 
 
 def over_seeds(profile: str, *names: str, ours: int = 1) -> str:
@@ -203,8 +203,9 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "compare-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_both.md"),
     "paired-gemma": lambda: paired(
-        *("gemma3-270m/toxicity/seed0", "surgery_covariance", "dpo", "caa", "ridge_ablation"),
-        *("profs", "surgery_paper", "ablation", "lora"),
+        *("gemma3-270m/toxicity/seed0", "surgery_covariance", "surgery_own", "dpo", "caa"),
+        *("ridge_ablation", "profs", "surgery_paper", "ablation", "lora"),
+        ours=2,
     ),
     "cost-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_cost.md"),
     "damage-gemma": lambda: kept("gemma3-270m/toxicity/seed0/tables/compare_damage.md"),

@@ -76,9 +76,9 @@ def difference(pair: Mapping[str, Any]) -> str:
 
 
 def paired_table(
-    outcomes: Sequence[Outcome], names: Sequence[str], measure: str, scorer: str
+    outcomes: Sequence[Outcome], names: Sequence[str], measure: str, scorer: str, ours: int = 1
 ) -> str:
-    """Each named method less the unedited model, and the first less each other, over test prompts.
+    """Named methods less the unedited model, the first `ours` less those after, over test prompts.
 
     The p of each paired test stands alone: it is not corrected for how many there are.
     """
@@ -99,7 +99,7 @@ def paired_table(
             f"{name} less {other}".replace("_", " "),
             *(cell(at_budget(outcomes, measure, budget), name, other) for budget in budgets),
         ]
-        for name, other in pairs_of(names)
+        for name, other in pairs_of(names, ours)
     ]
     columns = [f"{measure_name(measure)} ≤ {budget}" for budget in budgets]
     return markdown_table(["points of behaviour, paired", *columns], lines)
