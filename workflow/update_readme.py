@@ -192,7 +192,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-smollm2": lambda: over_seeds(
         "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
-    "seeds-gemma": lambda: over_seeds("gemma3-270m", "surgery_covariance", "dpo", "caa"),
+    "seeds-gemma": lambda: over_seeds(
+        "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
+    ),
     "paired-real": lambda: paired(
         "real-text/toxicity/seed0",
         *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),
