@@ -250,8 +250,10 @@ def strength_range(default: float, high: float, low: float | None = None) -> Sea
     return SearchRange(default, low=high / 50 if low is None else low, high=high, log=True)
 
 
-def count_tokens(tokenizer: Any, texts: Sequence[str], max_tokens: int = 100) -> int:
-    """Tokens of the texts, each cut after `max_tokens`."""
-    if not texts:
-        return 0
+def count_tokens(
+    tokenizer: Any, texts: Sequence[str] | Sequence[list[int]], max_tokens: int = 100
+) -> int:
+    """Tokens of the texts, each cut after `max_tokens`; token ids count as they are."""
+    if not texts or isinstance(texts[0], list):
+        return sum(map(len, texts))
     return sum(min(len(ids), max_tokens) for ids in tokenizer(list(texts))["input_ids"])

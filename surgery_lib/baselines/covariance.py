@@ -110,42 +110,38 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         the LDA direction of their states instead, where rows read texts.
         """
         model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
-        behaviour, spared = data.of(1), [*data.of(0), *data.benign]
-        shown: Sequence[str] | Sequence[list[int]] = behaviour
-        starts, asked, samples, told = None, 0, 0, 0
-        forward = count_tokens(tokenizer, spared, activations.MAX_TOKENS)
+        shown: Sequence[str] | Sequence[list[int]] = data.of(1)
+        read, spared = data.texts, [*data.of(0), *data.benign]
+        starts, asked, samples, forward = None, 0, 0, 0
         if write == "lda" and self.rule == "answers":
             raise UserError("rows that read answers write against their likelihood; leave write")
         if write == "lda":
             direction = _lda(lesson)
-            forward += count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
+            forward = count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
         elif data.prompts:
             written = own.write(lesson, score=score)
             most, least = own.told_apart(written)
             direction = _contrast(model, written, most, least)
-            asked, samples, told = written.asked, len(written.tails), written.labels
-            forward += written.forward + written.read_again
+            asked, samples = written.asked, len(written.tails)
+            forward = written.forward + written.read_again
             if self.rule == "answers":
                 shown, starts = own.rows(written, most)
+                # Without a score a probe tells answers apart, and reads all labelled texts.
+                read = data.texts if written.labels else data.of(0)
         else:
             rows = tokens.tokenize(model, tokenizer, data.texts, activations.MAX_TOKENS)
             long = [i for i, ids in enumerate(rows) if len(ids) > 1]
             slopes = likelihood.gradients(model, [rows[i] for i in long], [1] * len(long))
             marks = torch.tensor(data.labels)[long] == 1
             direction = slopes[marks].mean(0) - slopes[~marks].mean(0)
-            forward += sum(len(ids) for ids in rows)
-        # Where answers stand in for them, texts with the behaviour are not read, but by the probe
-        # that tells answers apart where no score is given: then all labelled texts are.
-        read = behaviour if starts is None else []
-        forward += count_tokens(tokenizer, read, activations.MAX_TOKENS)
-        forward += sum(len(ids) for ids in shown if isinstance(ids, list))
+            forward = sum(len(ids) for ids in rows)
+        for texts in (shown, spared):
+            forward += count_tokens(tokenizer, texts, activations.MAX_TOKENS)
         return FittedCovariance(
             blocks=covariance.statistics(model, tokenizer, shown, spared, behaviour_starts=starts),
             write=direction,
             row_norm=region.mean_row_norm(model),
-            labels=(len(data.texts) if told else len(read) + len(data.of(0)))
-            + len(data.benign)
-            + asked,
+            labels=len(read) + len(data.benign) + asked,
             benign=len(data.benign),
             prompts=asked,
             samples=samples,
@@ -170,11 +166,8 @@ def _contrast(
 ) -> Tensor:
     """Mean gradient of the completions that score most less that of those that score least."""
     kept = [*most, *least]
-    found = likelihood.gradients(
-        model,
-        [written.prompts[i] + written.tails[i] for i in kept],
-        [max(1, len(written.prompts[i])) for i in kept],
-    )
+    ids, _ = own.rows(written, kept)
+    found = likelihood.gradients(model, ids, [max(1, len(written.prompts[i])) for i in kept])
     return found[: len(most)].mean(0) - found[len(most) :].mean(0)
 
 

@@ -155,7 +155,7 @@ def read_inputs(
     nothing runs behind the last of the modules.
     """
     if texts and isinstance(texts[0], list):
-        token_ids = [list(map(int, ids)) for ids in texts]
+        token_ids = cast(list[list[int]], list(texts))
     else:
         token_ids = tokenize(model, tokenizer, cast(Sequence[str], texts), max_tokens)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]

@@ -154,12 +154,14 @@ class Region(Section):
     fractions: tuple[Share, ...] = Field(
         (0.05,), min_length=1, description="K as shares of all rows, to sweep; the paper: 0.0465"
     )
-    effect_texts: int = Field(500, ge=1, description="texts of a label that rules but cosine read")
+    effect_texts: int = Field(500, ge=1, description="texts of a label that a rule reads, at most")
 
     @model_validator(mode="after")
     def _scored(self) -> "Region":
         if {"effect", "covariance", "answers"} & set(self.rules) and self.matrix != "gate":
-            raise ValueError("this rule scores gate rows alone; use cosine, or matrix: gate")
+            raise ValueError(
+                "effect, covariance and answers score gate rows alone; use cosine, or matrix: gate"
+            )
         return self
 
 
