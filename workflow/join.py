@@ -65,17 +65,8 @@ def tables(result: Mapping[str, Any]) -> dict[str, str]:
     """Every table of notebook 05, by name."""
     outcomes = [Outcome.read(one) for one in result["outcomes"]]
     base, scorer, budget = ModelReading(**result["base"]), result["scorer"], compare.BUDGETS[1]
-    found = {}
-    for one in compare.HELD:
-        found[f"compare_{one}"] = comparison.table(outcomes, base, one, scorer)
-        found[f"guide_{one}"] = advice.guide(outcomes, one, budget, scorer)
-    damage = comparison.damage_table(outcomes, base, compare.BOTH, budget)
-    noted = comparison.disagreement(outcomes, compare.BOTH, budget)
-    return {
-        **found,
-        "compare_damage": f"{damage}\n{noted}",
-        "compare_cost": comparison.cost_table(outcomes),
-    }
+    guides = {f"guide_{one}": advice.guide(outcomes, one, budget, scorer) for one in compare.HELD}
+    return comparison.tables(outcomes, base, scorer, budget) | guides
 
 
 def main(new: Path, old: Path) -> None:

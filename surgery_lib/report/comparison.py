@@ -18,7 +18,7 @@ from surgery_lib.report.fronts import pareto as pareto
 from surgery_lib.report.style import INK, WIDTH, error_bars, from_zero, markdown_table, percent
 from surgery_lib.report.style import interval as shown
 from surgery_lib.selection.outcome import BudgetPoint, ModelReading, Outcome
-from surgery_lib.selection.trials import HELD
+from surgery_lib.selection.trials import BOTH, HELD
 
 
 def at_budget(outcomes: Sequence[Outcome], measure: str, budget: float) -> dict[str, BudgetPoint]:
@@ -205,3 +205,13 @@ def cost_table(outcomes: Sequence[Outcome]) -> str:
         "ordinary checkpoint",
     ]
     return markdown_table(header, lines)
+
+
+def tables(
+    outcomes: Sequence[Outcome], base: ModelReading, scorer: str, budget: float
+) -> dict[str, str]:
+    """The tables of notebook 05 by name; damage is at the points within `budget` of both."""
+    found = {f"compare_{one}": table(outcomes, base, one, scorer) for one in HELD}
+    damage = damage_table(outcomes, base, BOTH, budget)
+    found["compare_damage"] = f"{damage}\n{disagreement(outcomes, BOTH, budget)}"
+    return {**found, "compare_cost": cost_table(outcomes)}
