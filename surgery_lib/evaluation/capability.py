@@ -18,6 +18,7 @@ from surgery_lib.evaluation.statistics import interval, mean, proportion
 from surgery_lib.files import bundled
 from surgery_lib.models.generation import context_length
 from surgery_lib.models.serving import Served
+from surgery_lib.profile import EvaluationSettings
 
 ROOT = bundled("data").parent
 SEEDS = ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed")
@@ -257,6 +258,23 @@ def paper_capability(
         )
         results[name] = found[tasks[0]] if len(tasks) == 1 else _merged(found, setting.metric)
     return results
+
+
+def of_profile(
+    model: PreTrainedModel | Served,
+    tokenizer: PreTrainedTokenizerBase,
+    evaluation: EvaluationSettings,
+    benchmarks: Sequence[str],
+    named: Sequence[str],
+) -> dict[str, dict[str, Any]]:
+    """The paper's `benchmarks` and the tasks that are `named`, with a profile's limit and files."""
+    settings = evaluation.capability
+    limit = settings.limit or evaluation.limit or None
+    found = paper_capability(model, tokenizer, benchmarks, limit=limit) if benchmarks else {}
+    if named:
+        folder = settings.include_path
+        found |= capability(model, tokenizer, named, include_path=folder, limit=limit)
+    return found
 
 
 def _merged(found: Mapping[str, dict[str, Any]], metric: str) -> dict[str, Any]:

@@ -201,22 +201,14 @@ class ProtocolRunner:
 
         A profile that brings task files of its own has its tasks alone, unless it names some.
         """
-        settings = self.profile.evaluation.capability
-        limit = settings.limit or self.profile.evaluation.limit or None
-        named = settings.benchmarks
-        found: dict[str, Any] = {}
-        if named or not settings.include_path:
-            asked = [named] if named else []
-            found = tasks.paper_capability(model, self.tokenizer, *asked, limit=limit)
-        if settings.tasks and (named or settings.include_path):
-            found |= tasks.capability(
-                model,
-                self.tokenizer,
-                settings.tasks,
-                include_path=settings.include_path,
-                limit=limit,
-            )
-        return found
+        evaluation = self.profile.evaluation
+        settings = evaluation.capability
+        own = settings.benchmarks or settings.include_path
+        asked: tuple[str, ...] = settings.benchmarks
+        if not own:
+            asked = tuple(tasks.PAPER)
+        named = settings.tasks if own else ()
+        return tasks.of_profile(model, self.tokenizer, evaluation, asked, named)
 
     def reference(self) -> Reference:
         """The base's perplexity on test prose, and its first token after harmless prompts."""

@@ -192,14 +192,14 @@ class Budget(Section):
 
 
 class Capability(Section):
-    """Tasks of lm-eval, before and after; where `benchmarks` are named, 07 asks both."""
+    """Tasks of lm-eval, before and after, and the paper's benchmarks."""
 
     tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks")
     include_path: str | None = Field(
         None, description="folder of task files of one's own, from the repository's root"
     )
     limit: int = Field(0, ge=0, description="most items of a task or benchmark; 0 = all")
-    benchmarks: tuple[Benchmark, ...] = Field((), description="the paper's, in 07; none = all")
+    benchmarks: tuple[Benchmark, ...] = Field((), description="the paper's; in 07 none = all")
 
 
 class EvaluationSettings(Section):

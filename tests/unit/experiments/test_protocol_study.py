@@ -141,7 +141,7 @@ def test_every_operation_of_the_paper_and_every_table(
     ("settings", "asked"),
     [
         ({"tasks": ["a"], "include_path": "somewhere"}, [("own", ("a",))]),
-        ({"tasks": ["a"], "include_path": None}, [("paper", None)]),
+        ({"tasks": ["a"], "include_path": None}, [("paper", tuple(tasks.PAPER))]),
         (
             {"tasks": ["a"], "include_path": None, "benchmarks": ["mmlu"]},
             [("paper", ("mmlu",)), ("own", ("a",))],
