@@ -17,6 +17,7 @@ from redraw import of_comparison
 from surgery_lib import files, report
 from surgery_lib.errors import UserError
 from surgery_lib.experiments import comparison as compare
+from surgery_lib.profile import load_profile
 from surgery_lib.report import advice, comparison
 from surgery_lib.selection.outcome import ModelReading, Outcome
 from surgery_lib.study.study import unwrap
@@ -27,8 +28,8 @@ READ = ("trials", "scorer", "guide", "start")
 
 
 def about(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What two runs must have in common; the number format was the machine's or a setting."""
-    asked = run["parameters"].get("model.dtype")
+    """What two runs must have in common; older ones do not say their number format."""
+    asked = run["parameters"].get("model.dtype") or load_profile(run["profile"]).model.dtype
     found = {name: run.get(name) for name in SAME} | {"dtype": run.get("dtype", asked)}
     return found | {name: run["result"][name] for name in READ}
 

@@ -43,6 +43,16 @@ def test_two_parts_of_a_comparison_make_the_whole(tmp_path: Path) -> None:
         assert (old / "tables" / table.name).read_text() == table.read_text()
 
 
+def test_a_run_that_does_not_say_its_number_format_had_its_profiles(tmp_path: Path) -> None:
+    path = ROOT / "results" / "patient" / "jailbreak" / "seed0" / "comparison.json"
+    whole = json.loads(path.read_text())
+    whole.pop("dtype", None)
+    old = part(whole, tmp_path / "old", "caa")
+    assert join(part(whole | {"dtype": "float32"}, tmp_path / "new", "dpo"), old).returncode == 0
+    refused = join(part(whole | {"dtype": "bfloat16"}, tmp_path / "other", "dpo"), old)
+    assert "dtype" in refused.stderr
+
+
 @pytest.mark.parametrize("change", ["flag", "dtype", "trials"])
 def test_what_is_not_one_run_is_refused(tmp_path: Path, change: str) -> None:
     whole = json.loads(HELD.read_text())
