@@ -102,12 +102,17 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
     rule: ClassVar[str] = "covariance"
 
     def learn(
-        self, lesson: Lesson, write: Write = "likelihood", score: own.Score | None = None
+        self,
+        lesson: Lesson,
+        write: Write = "likelihood",
+        score: own.Score | None = None,
+        answers: own.Answers | None = None,
     ) -> FittedCovariance:
         """The direction from the model's own answers, statistics from one pass over the texts.
 
         Without training prompts the labelled texts stand in for the answers. `write="lda"` takes
-        the LDA direction of their states instead, where rows read texts.
+        the LDA direction of their states instead, where rows read texts. `answers` are those that
+        another fit has had written.
         """
         model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
         shown: Sequence[str] | Sequence[list[int]] = data.of(1)
@@ -119,15 +124,12 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
             direction = _lda(lesson)
             forward = count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
         elif data.prompts:
-            written = own.write(lesson, score=score)
-            most, least = own.told_apart(written)
-            direction = _contrast(model, written, most, least)
-            asked, samples = written.asked, len(written.tails)
-            forward = written.forward + written.read_again
+            answers = answers or own.answers(lesson, score)
+            direction, forward = answers.write, answers.forward
+            asked, samples = answers.own.asked, len(answers.own.tails)
             if self.rule == "answers":
-                shown, starts = own.rows(written, most)
-                # Without a score a probe tells answers apart, and reads all labelled texts.
-                read = data.texts if written.labels else data.of(0)
+                shown, starts = answers.shown
+                read = answers.texts(data)
         else:
             rows = tokens.tokenize(model, tokenizer, data.texts, activations.MAX_TOKENS)
             long = [i for i, ids in enumerate(rows) if len(ids) > 1]
@@ -159,16 +161,6 @@ class FromAnswers(Covariance, name="surgery_own", kind="weights"):
 
 # The rules of a search that are covariance-aware.
 RULES: Mapping[str, type[Covariance]] = {one.rule: one for one in (Covariance, FromAnswers)}
-
-
-def _contrast(
-    model: PreTrainedModel, written: own.Own, most: Sequence[int], least: Sequence[int]
-) -> Tensor:
-    """Mean gradient of the completions that score most less that of those that score least."""
-    kept = [*most, *least]
-    ids, _ = own.rows(written, kept)
-    found = likelihood.gradients(model, ids, [max(1, len(written.prompts[i])) for i in kept])
-    return found[: len(most)].mean(0) - found[len(most) :].mean(0)
 
 
 def _lda(lesson: Lesson) -> Tensor:

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from surgery_lib.baselines.base import Lesson
+from surgery_lib.baselines.base import Lesson, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, tokens
 from surgery_lib.models.generation import context_length
-from surgery_lib.surgery import probe
+from surgery_lib.surgery import likelihood, probe
 
 # Of all completions: this share, most by the score, against that share, least by it.
 MOST, LEAST = 0.25, 0.5
@@ -25,6 +25,7 @@ PROBE_DEPTH = 0.7
 # How many texts of each label that probe is fitted on, at most, and what it reads of each.
 PROBE_TEXTS = 500
 PROBE_TOKENS = 64
+CONTEXT_WORDS = 40  # of a harmless text behind a training prompt
 
 Score = Callable[[Sequence[str]], ArrayLike]  # more of the behaviour is higher
 
@@ -49,6 +50,60 @@ class Own:
     def read_again(self) -> int:
         """Tokens of all completions with their prompts."""
         return sum(len(a) + len(b) for a, b in zip(self.prompts, self.tails, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """Completions told apart: numbers of those that score `most` and of those that score `least`.
+
+    `write` (width,) is the direction of the residual stream that makes the first likelier and the
+    others less so (docs/covariance.md).
+    """
+
+    own: Own
+    most: Sequence[int]
+    least: Sequence[int]
+    write: Tensor
+
+    @property
+    def shown(self) -> tuple[list[list[int]], list[int]]:
+        """The behaviour's token ids, and where each begins to count."""
+        return rows(self.own, self.most)
+
+    @property
+    def forward(self) -> int:
+        """Tokens read to write the completions and to tell them apart."""
+        return self.own.forward + self.own.read_again
+
+    def texts(self, data: TrainingData) -> Sequence[str]:
+        """The labelled texts that are read: without a score a probe reads them all."""
+        return data.texts if self.own.labels else data.of(0)
+
+
+def answers(lesson: Lesson, score: Score | None = None) -> Answers:
+    """The model's answers to the training prompts, told apart. UserError without any."""
+    written = write(lesson, score=score)
+    most, least = told_apart(written)
+    kept = [*most, *least]
+    ids, _ = rows(written, kept)
+    starts = [max(1, len(written.prompts[i])) for i in kept]
+    found = likelihood.gradients(lesson.model, ids, starts)
+    return Answers(written, most, least, found[: len(most)].mean(0) - found[len(most) :].mean(0))
+
+
+def contexts(lesson: Lesson) -> tuple[list[list[int]], list[int]]:
+    """Harmless training texts behind training prompts: token ids, and where each text begins.
+
+    What damage in context is like, on the training split. Texts alone where there are no prompts.
+    """
+    tokenizer, data = lesson.tokenizer, lesson.data
+    texts = ["\n\n" + " ".join(text.split()[:CONTEXT_WORDS]) for text in data.of(0)]
+    asked = tokenizer(list(data.prompts))["input_ids"] if data.prompts else []
+    if not asked:
+        return tokenizer(texts)["input_ids"], [1] * len(texts)
+    calm = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    pairs = list(zip(asked, calm, strict=False))
+    return [before + after for before, after in pairs], [len(before) for before, _ in pairs]
 
 
 def told_apart(written: Own) -> tuple[list[int], list[int]]:

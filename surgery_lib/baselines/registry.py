@@ -10,7 +10,7 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import caa, covariance, surgery
+from surgery_lib.baselines import caa, covariance, ridge_ablation, surgery
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.aura import Aura
 from surgery_lib.baselines.base import Baseline, Fitted, TrainingData
@@ -28,11 +28,11 @@ from surgery_lib.baselines.lora import LORA
 from surgery_lib.baselines.lorra import LORRA
 from surgery_lib.baselines.norm_preserving import NormPreserving
 from surgery_lib.baselines.profs import Profs
-from surgery_lib.baselines.ridge_ablation import RidgeAblation
 from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.sasa import Sasa
 from surgery_lib.baselines.spring import SPRING
 from surgery_lib.baselines.steer2edit import Steer2Edit
+from surgery_lib.baselines.surgery_ridge import SurgeryRidge
 from surgery_lib.baselines.task_vector import TASK_VECTOR
 from surgery_lib.baselines.wanda import Wanda
 
@@ -44,6 +44,7 @@ _ARXIV = "https://arxiv.org/abs/"
 _PAPER = f"{_ARXIV}2407.08770"
 _NORMS = "https://huggingface.co/blog/grimjim/norm-preserving-biprojected-abliteration"
 _DERIVED = "docs/covariance.md"
+_RIDGE = "surgery_lib/baselines/ridge_ablation.py"
 _ANSWERS: tuple[Need, ...] = ("labels", "prompts", "samples", "benign")
 _LABELS: tuple[Need, ...] = ("labels",)
 _TRAINED: tuple[Need, ...] = ("labels", "gradients")
@@ -66,6 +67,7 @@ _ENTRIES = (
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
     Entry(covariance.Covariance(), _DERIVED, _ANSWERS),
     Entry(covariance.FromAnswers(), _DERIVED, _ANSWERS),
+    Entry(SurgeryRidge(), _DERIVED, _ANSWERS),
     Entry(caa.Caa(), f"{_ARXIV}2312.06681"),
     Entry(caa.FromAnswers(), f"{_ARXIV}2312.06681", ("labels", "prompts", "samples")),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),
@@ -73,7 +75,8 @@ _ENTRIES = (
     Entry(FeatureSubtraction(), f"{_ARXIV}2401.01967"),
     Entry(SafeActivation(), f"{_ARXIV}2203.14680"),
     Entry(Wanda(), f"{_ARXIV}2401.10862"),
-    Entry(RidgeAblation(), "surgery_lib/baselines/ridge_ablation.py", ("labels", "benign")),
+    Entry(ridge_ablation.RidgeAblation(), _RIDGE, ("labels", "benign")),
+    Entry(ridge_ablation.FromAnswers(), _RIDGE, _ANSWERS),
     Entry(Profs(), f"{_ARXIV}2405.13967"),
     Entry(Aura(), f"{_ARXIV}2407.12824"),
     Entry(NormPreserving(), _NORMS),

@@ -20,17 +20,19 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import tools
+from surgery_lib.baselines import own, tools
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, count_tokens
 from surgery_lib.models import layout
-from surgery_lib.surgery import covariance
+from surgery_lib.surgery import covariance, gains
+
+CONTEXT_TOKENS = 200  # most of a prompt with harmless text behind it
 
 
 @dataclass(frozen=True, eq=False)
 class FittedRidgeAblation(Read):
-    """`directions` (blocks, width), of norm 1; `behaviour` and `spared`: a map's S_b and S_c."""
+    """By map, its direction (outputs,) of norm 1, and S_b and S_c (inputs, inputs)."""
 
-    directions: Tensor
+    directions: Mapping[str, Tensor]
     behaviour: Mapping[str, Tensor]
     spared: Mapping[str, Tensor]
 
@@ -46,16 +48,15 @@ class FittedRidgeAblation(Read):
         weights = {name: tools.writes(module) for name, module in maps.items()}
         with tools.restored(list(weights.values())):
             for name, weight in weights.items():
-                v = self.directions[int(name.split()[0])].to(weight.device)
+                v = self.directions[name].to(weight.device)
                 a = read_out(weight, v, self.behaviour[name], self.spared[name], beta, ridge)
                 weight.copy_(weight.float() - strength * torch.outer(v, a))
             yield model
 
     def cost(self, **_: Any) -> Cost:
         """Every number of both maps of every block."""
-        width = self.directions.shape[1]
-        changed = sum(len(moment) * width for moment in self.spared.values())
-        return self.price(changed)
+        spared = self.spared
+        return self.price(sum(len(v) * len(spared[name]) for name, v in self.directions.items()))
 
 
 class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="weights"):
@@ -77,13 +78,65 @@ class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="we
         with_it = covariance.input_moments(model, lesson.tokenizer, behaviour, maps)
         without = covariance.input_moments(model, lesson.tokenizer, spared, maps)
         return FittedRidgeAblation(
-            directions=raw / raw.norm(dim=1, keepdim=True).clamp_min(1e-30),
+            directions={name: _unit(raw[int(name.split()[0])]) for name in maps},
             behaviour={name: one.second for name, one in with_it.items()},
             spared={name: one.second for name, one in without.items()},
             labels=len(data.texts) + len(data.benign),
             benign=len(data.benign),
             tokens=count_tokens(lesson.tokenizer, [*data.texts, *behaviour, *spared]),
         )
+
+
+class FromAnswers(RidgeAblation, name="ridge_own", kind="weights"):
+    """What is not written is the direction that makes the model's own bad answers likely.
+
+    S_b is over those answers; S_c is half over texts to spare and half over harmless text behind
+    training prompts. The direction is taken through the norm behind a map (Gemma 2 and 3).
+    """
+
+    def learn(
+        self,
+        lesson: Lesson,
+        score: own.Score | None = None,
+        answers: own.Answers | None = None,
+    ) -> FittedRidgeAblation:
+        """As from labelled texts where there are no training prompts.
+
+        `answers` are those that another fit has had written.
+        """
+        model, data = lesson.model, lesson.data
+        if not data.prompts:
+            return super().learn(lesson)
+        answers = answers or own.answers(lesson, score)
+        maps, blocks = _maps(model), layout.blocks(model)
+        shown, starts = answers.shown
+        spared = [*data.of(0), *data.benign]
+        with_it = covariance.input_moments(model, lesson.tokenizer, shown, maps, starts=starts)
+        without = covariance.input_moments(model, lesson.tokenizer, spared, maps)
+        held, begin = own.contexts(lesson)
+        inside = covariance.input_moments(
+            model, lesson.tokenizer, held, maps, starts=begin, max_tokens=CONTEXT_TOKENS
+        )
+        directions = {}
+        for name in maps:
+            number, part = name.split()
+            norm = gains.norm_after(blocks[int(number)], "mlp" if part == "mlp" else "attention")
+            directions[name] = _unit(answers.write * gains.gain_of(norm, len(answers.write)))
+        read = sum(count_tokens(lesson.tokenizer, texts) for texts in (shown, spared, held))
+        return FittedRidgeAblation(
+            directions=directions,
+            behaviour={name: one.second for name, one in with_it.items()},
+            spared={n: (without[n].second + inside[n].second) / 2 for n in maps},
+            labels=len(answers.texts(data)) + len(data.benign) + answers.own.asked,
+            benign=len(data.benign),
+            prompts=answers.own.asked,
+            samples=len(answers.own.tails),
+            tokens=answers.forward + read,
+        )
+
+
+def _unit(vector: Tensor) -> Tensor:
+    return vector / vector.norm().clamp_min(1e-30)
 
 
 def read_out(

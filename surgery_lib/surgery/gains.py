@@ -5,6 +5,7 @@ does. The paper's cosine leaves the gain out.
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,11 @@ def _norm(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
     return next((getattr(block, name) for name in names if hasattr(block, name)), None)
 
 
-def norm_after(block: nn.Module) -> nn.Module | None:
-    """The norm of what the MLP writes, where the architecture has one."""
-    return getattr(block, AFTER_ONLY, None)
+def norm_after(block: nn.Module, part: Literal["mlp", "attention"] = "mlp") -> nn.Module | None:
+    """The norm of what the MLP (or attention) writes, where the architecture has one."""
+    if part == "mlp" or not hasattr(block, AFTER_ONLY):
+        return getattr(block, AFTER_ONLY, None)
+    return getattr(block, "post_attention_layernorm", None)
 
 
 def gain_of(norm: nn.Module | None, width: int) -> Tensor:

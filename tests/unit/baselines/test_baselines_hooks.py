@@ -90,11 +90,13 @@ def test_only_the_stated_tensors_change(fitted, name):
         "wanda": ("self_attn.",),
         "ablation": ("embed_tokens", "o_proj", "down_proj"),
         "ridge_ablation": ("o_proj", "down_proj"),
+        "ridge_own": ("o_proj", "down_proj"),
         "norm_preserving": ("o_proj", "down_proj"),
         "profs": ("down_proj",),
         "aura": ("down_proj",),
         "steer2edit": ("o_proj", "down_proj"),
         **{key: ("gate_proj",) for key in IN_PLACE if key.startswith("surgery")},
+        "surgery_ridge": ("gate_proj", "o_proj", "down_proj"),
     }.get(name, ())
     before = state(model)
     with methods[name].applied(model, STRONG.get(name, 1.0)):

@@ -1,5 +1,7 @@
 """Closed-form methods in their published form: what each formula promises, on tiny models."""
 
+import contextlib
+from functools import partial
 from typing import Any
 
 import pytest
@@ -7,13 +9,14 @@ import torch
 from architectures import Letters, build
 from sklearn.metrics import roc_auc_score
 
-from surgery_lib.baselines import caa, own, tools
+from surgery_lib.baselines import caa, own, ridge_ablation, tools
 from surgery_lib.baselines.aura import Aura, auroc
 from surgery_lib.baselines.base import Lesson, TrainingData, count_tokens
 from surgery_lib.baselines.covariance import Covariance, FromAnswers
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace
 from surgery_lib.baselines.ridge_ablation import read_out
+from surgery_lib.baselines.surgery_ridge import UNIT, SurgeryRidge, units
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance
@@ -180,3 +183,73 @@ def test_steering_from_answers_is_between_those_that_score_most_and_least(tiny: 
     bare = TrainingData(BAD + GOOD, DATA.labels)
     texts = caa.Caa().fit(model, tokenizer, bare).vectors
     torch.testing.assert_close(caa.FromAnswers().fit(model, tokenizer, bare).vectors, texts)
+
+
+def test_ridge_from_answers_takes_out_what_writes_the_answers_that_score_most(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"], benign=GOOD[:4])
+    length = lambda texts: [len(t) for t in texts]  # noqa: E731
+    found = ridge_ablation.FromAnswers().fit(model, tokenizer, data, score=length)
+    lesson = Lesson(model, tokenizer, data)
+    answers = own.answers(lesson, length)
+    name, module = "1 mlp", tools.mlp_output(layout.blocks(model)[1])
+    v = answers.write / answers.write.norm()
+    torch.testing.assert_close(found.directions[name], v)
+    rows, starts = answers.shown
+    read = covariance.input_moments(model, tokenizer, rows, {name: module}, starts=starts)
+    torch.testing.assert_close(found.behaviour[name], read[name].second)
+    held, begin = own.contexts(lesson)
+    assert len(held) == 2 and tokenizer(["tell me"])["input_ids"][0] == held[0][: begin[0]]
+    inside = covariance.input_moments(model, tokenizer, held, {name: module}, starts=begin)
+    texts = covariance.input_moments(model, tokenizer, [*GOOD, *GOOD[:4]], {name: module})
+    torch.testing.assert_close(found.spared[name], (inside[name].second + texts[name].second) / 2)
+    a = ridge_ablation.read_out(
+        module.weight, v, found.behaviour[name], found.spared[name], 3.0, 0.01
+    )
+    before = module.weight.detach().clone()
+    with found.applied(model, 2.0):
+        torch.testing.assert_close(before - module.weight, 2 * torch.outer(v, a))
+    assert (found.cost().labels, found.cost().samples) == (8 + 4 + 2, 16)
+    # Without prompts the labelled texts are read, as by the plain form.
+    bare = TrainingData(BAD + GOOD, DATA.labels)
+    plain = ridge_ablation.RidgeAblation().fit(model, tokenizer, bare)
+    again = ridge_ablation.FromAnswers().fit(model, tokenizer, bare)
+    torch.testing.assert_close(again.directions, plain.directions)
+
+
+def test_both_parts_of_an_edit_diverge_alike_and_are_applied_together(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"], benign=GOOD[:4])
+    length = lambda texts: [len(t) for t in texts]  # noqa: E731
+    found = SurgeryRidge().fit(model, tokenizer, data, score=length)
+    pairs = list(zip(*own.contexts(Lesson(model, tokenizer, data)), strict=True))
+
+    def spent(change: Any) -> float:
+        """By hand: the mean over the tokens of the harmless texts."""
+        parts = []
+        for ids, start in pairs:
+            at = torch.tensor([ids])
+            base = model(at).logits[0, start - 1 : -1].log_softmax(-1)
+            with change():
+                edited = model(at).logits[0, start - 1 : -1].log_softmax(-1)
+            parts.append((base.exp() * (base - edited)).sum(-1))
+        return float(torch.cat(parts).mean())
+
+    for part, unit in zip((found.gates, found.outputs), found.units, strict=True):
+        with torch.no_grad():
+            assert spent(partial(part.applied, model, unit)) == pytest.approx(UNIT, rel=0.11)
+    weights = [block.mlp.gate_proj.weight for block in layout.blocks(model)]
+    weights += [block.mlp.down_proj.weight for block in layout.blocks(model)]
+    kept = []
+    for part, unit in zip((found.gates, found.outputs), found.units, strict=True):
+        with part.applied(model, 0.3 * 0.5**0.5 * unit):
+            kept.append([weight.detach().clone() for weight in weights])
+    half = len(weights) // 2
+    with found.applied(model, 0.3):
+        for number, weight in enumerate(weights):
+            torch.testing.assert_close(weight.detach(), kept[number >= half][number])
+    cost = found.cost()
+    assert cost.parameters == found.gates.cost().parameters + found.outputs.cost().parameters
+    assert (cost.prompts, cost.samples) == (2, 16)
+    with pytest.raises(UserError, match="changes nothing"):
+        units(model, pairs, [lambda strength: contextlib.nullcontext()])

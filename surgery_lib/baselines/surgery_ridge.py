@@ -1,0 +1,128 @@
+"""Rows of the gates and what blocks write, both from the model's own answers, in equal parts.
+
+Covariance-aware surgery decides which units open (`surgery_own`), conditional ridge ablation what
+attention and MLP write (`ridge_own`). To first order the effects of two small edits add up and so
+do their divergences, which grow with the square of a strength: two that are as good and do not get
+into each other's way take away, at half the divergence each, the square root of two times what
+either does alone.
+
+Their strengths have units of their own, so each is brought to one first: alone, at strength 1, it
+diverges by UNIT nats a token on harmless text behind training prompts.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from surgery_lib.baselines import covariance, own, ridge_ablation
+from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
+from surgery_lib.errors import UserError
+
+UNIT = 0.05
+HALF = 0.5**0.5
+CONTEXTS = 12  # prompts with harmless text behind them that units are read on
+STEPS = 8  # at most, to find a unit
+Change = Callable[[float], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedSurgeryRidge(Read):
+    """Both edits, and the strengths that diverge as much: `units` of the gates and the outputs."""
+
+    gates: covariance.FittedCovariance
+    outputs: ridge_ablation.FittedRidgeAblation
+    units: tuple[float, float]
+
+    @contextmanager
+    def applied(
+        self, model: PreTrainedModel, strength: float, *, k: float = covariance.K, beta: float = 3.0
+    ) -> Iterator[Any]:
+        """Both edits, each with half of the divergence."""
+        gates, outputs = (strength * HALF * unit for unit in self.units)
+        with self.gates.applied(model, gates, k=k), self.outputs.applied(model, outputs, beta=beta):
+            yield model
+
+    def cost(self, *, k: float = covariance.K, **_: Any) -> Cost:
+        """The numbers of both."""
+        return self.price(self.gates.cost(k=k).parameters + self.outputs.cost().parameters)
+
+
+class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weights"):
+    """Both edits in equal parts."""
+
+    # Strength 1: about UNIT nats in context, on training prompts.
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        "strength": strength_range(1.0, high=8.0, low=0.02),
+        "k": covariance.Covariance.knobs["k"],
+        "beta": ridge_ablation.RidgeAblation.knobs["beta"],
+    }
+
+    def learn(self, lesson: Lesson, score: own.Score | None = None) -> FittedSurgeryRidge:
+        """Both from the same answers; from labelled texts without training prompts."""
+        answers = own.answers(lesson, score) if lesson.data.prompts else None
+        gates = covariance.FromAnswers().learn(lesson, answers=answers)
+        outputs = ridge_ablation.FromAnswers().learn(lesson, answers=answers)
+        rows = [pair for pair in zip(*own.contexts(lesson), strict=True) if len(pair[0]) > pair[1]]
+        changes: list[Change] = [
+            lambda strength: gates.applied(lesson.model, strength),
+            lambda strength: outputs.applied(lesson.model, strength),
+        ]
+        first, second = units(lesson.model, rows[:CONTEXTS], changes)
+        written = answers.forward if answers else 0  # in the tokens of both
+        return FittedSurgeryRidge(
+            gates=gates,
+            outputs=outputs,
+            units=(first, second),
+            labels=max(gates.labels, outputs.labels),
+            tokens=gates.tokens + outputs.tokens - written,
+            benign=gates.benign,
+            prompts=gates.prompts,
+            samples=gates.samples,
+        )
+
+
+def units(
+    model: PreTrainedModel,
+    rows: Sequence[tuple[list[int], int]],
+    changes: Sequence[Change],
+    wanted: float = UNIT,
+) -> list[float]:
+    """For each change the strength at which it diverges by `wanted` nats a token, within a tenth.
+
+    `rows` are token ids and the first token of each that counts. UserError for a change that does
+    nothing at any strength.
+    """
+    base = _told(model, rows)
+    found = []
+    for change in changes:
+        strength, spent = 1.0, 0.0
+        for _ in range(STEPS):
+            with change(strength):
+                spent = _divergence(base, _told(model, rows))
+            if 0.9 * wanted <= spent <= 1.1 * wanted:
+                break
+            strength *= min(8.0, max(0.125, (wanted / max(spent, 1e-12)) ** 0.5))
+        if spent == 0:
+            raise UserError("a part of the edit changes nothing; leave it out, or give other data")
+        found.append(strength)
+    return found
+
+
+@torch.no_grad()
+def _told(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list[Tensor]:
+    """Log-probabilities (tokens, vocabulary) of what counts, a row at a time."""
+    found = []
+    for ids, start in rows:
+        logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
+        found.append(logits[0, start - 1 : -1].float().log_softmax(-1).cpu())
+    return found
+
+
+def _divergence(base: Sequence[Tensor], edited: Sequence[Tensor]) -> float:
+    parts = [(one.exp() * (one - other)).sum(-1) for one, other in zip(base, edited, strict=True)]
+    return float(torch.cat(parts).mean().clamp_min(0))
