@@ -13,7 +13,7 @@ the behaviour and tokens to spare; lambda is in units of the mean diagonal of S_
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, 
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance, gains
 
+BETA = 10.0  # what inputs to spare weigh, where the behaviour is read off answers
 CONTEXT_TOKENS = 200  # most of a prompt with harmless text behind it
 
 
@@ -93,6 +94,11 @@ class FromAnswers(RidgeAblation, name="ridge_own", kind="weights"):
     S_b is over those answers; S_c is half over texts to spare and half over harmless text behind
     training prompts. The direction is taken through the norm behind a map (Gemma 2 and 3).
     """
+
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        **RidgeAblation.knobs,
+        "beta": replace(RidgeAblation.knobs["beta"], default=BETA),
+    }
 
     def learn(
         self,

@@ -40,7 +40,12 @@ class FittedSurgeryRidge(Read):
 
     @contextmanager
     def applied(
-        self, model: PreTrainedModel, strength: float, *, k: float = covariance.K, beta: float = 3.0
+        self,
+        model: PreTrainedModel,
+        strength: float,
+        *,
+        k: float = covariance.K,
+        beta: float = ridge_ablation.BETA,
     ) -> Iterator[Any]:
         """Both edits, each with half of the divergence."""
         gates, outputs = (strength * HALF * unit for unit in self.units)
@@ -59,7 +64,7 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
     knobs: ClassVar[Mapping[str, SearchRange]] = {
         "strength": strength_range(1.0, high=8.0, low=0.02),
         "k": covariance.Covariance.knobs["k"],
-        "beta": ridge_ablation.RidgeAblation.knobs["beta"],
+        "beta": ridge_ablation.FromAnswers.knobs["beta"],
     }
 
     def learn(self, lesson: Lesson, score: own.Score | None = None) -> FittedSurgeryRidge:
@@ -70,7 +75,7 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
         rows = [pair for pair in zip(*own.contexts(lesson), strict=True) if len(pair[0]) > pair[1]]
         changes: list[Change] = [
             lambda strength: gates.applied(lesson.model, strength),
-            lambda strength: outputs.applied(lesson.model, strength),
+            lambda strength: outputs.applied(lesson.model, strength, beta=ridge_ablation.BETA),
         ]
         first, second = units(lesson.model, rows[:CONTEXTS], changes)
         written = answers.forward if answers else 0  # in the tokens of both

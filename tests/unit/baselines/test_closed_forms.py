@@ -235,14 +235,15 @@ def test_both_parts_of_an_edit_diverge_alike_and_are_applied_together(tiny: Any)
             parts.append((base.exp() * (base - edited)).sum(-1))
         return float(torch.cat(parts).mean())
 
-    for part, unit in zip((found.gates, found.outputs), found.units, strict=True):
+    parts = (found.gates.applied, partial(found.outputs.applied, beta=10.0))
+    for apply, unit in zip(parts, found.units, strict=True):
         with torch.no_grad():
-            assert spent(partial(part.applied, model, unit)) == pytest.approx(UNIT, rel=0.11)
+            assert spent(partial(apply, model, unit)) == pytest.approx(UNIT, rel=0.11)
     weights = [block.mlp.gate_proj.weight for block in layout.blocks(model)]
     weights += [block.mlp.down_proj.weight for block in layout.blocks(model)]
     kept = []
-    for part, unit in zip((found.gates, found.outputs), found.units, strict=True):
-        with part.applied(model, 0.3 * 0.5**0.5 * unit):
+    for apply, unit in zip(parts, found.units, strict=True):
+        with apply(model, 0.3 * 0.5**0.5 * unit):
             kept.append([weight.detach().clone() for weight in weights])
     half = len(weights) // 2
     with found.applied(model, 0.3):
