@@ -29,8 +29,9 @@ READ = ("trials", "scorer", "guide", "start")
 
 def about(run: Mapping[str, Any]) -> dict[str, Any]:
     """What two runs must have in common; older ones do not say their number format."""
-    asked = run["parameters"].get("model.dtype") or load_profile(run["profile"]).model.dtype
-    found = {name: run.get(name) for name in SAME} | {"dtype": run.get("dtype", asked)}
+    if (dtype := run.get("dtype")) is None:
+        dtype = load_profile(run["profile"], run["parameters"]).model.dtype
+    found = {name: run.get(name) for name in SAME} | {"dtype": dtype}
     return found | {name: run["result"][name] for name in READ}
 
 

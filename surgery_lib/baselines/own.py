@@ -14,7 +14,7 @@ from torch import Tensor
 from surgery_lib.baselines.base import Lesson, TrainingData
 from surgery_lib.errors import UserError
 from surgery_lib.models import activations, tokens
-from surgery_lib.models.generation import context_length
+from surgery_lib.models.generation import context_length, encode
 from surgery_lib.surgery import likelihood, probe
 
 # Of all completions: this share, most by the score, against that share, least by it.
@@ -25,7 +25,10 @@ PROBE_DEPTH = 0.7
 # How many texts of each label that probe is fitted on, at most, and what it reads of each.
 PROBE_TEXTS = 500
 PROBE_TOKENS = 64
-CONTEXT_WORDS = 40  # of a harmless text behind a training prompt
+# Training prompts that are answered, at most.
+PROMPTS = 128
+# Of a text behind a training prompt, at most.
+CONTEXT_WORDS, CONTEXT_TOKENS = 40, 128
 
 Score = Callable[[Sequence[str]], ArrayLike]  # more of the behaviour is higher
 
@@ -72,11 +75,11 @@ class Answers:
 
     @property
     def forward(self) -> int:
-        """Tokens read to write the completions and to tell them apart."""
+        """Tokens read to write the completions, and of all of them again with their prompts."""
         return self.own.forward + self.own.read_again
 
     def texts(self, data: TrainingData) -> Sequence[str]:
-        """The labelled texts that are read: without a score a probe reads them all."""
+        """The labelled texts that are read, with the behaviour too where a probe gave the score."""
         return data.texts if self.own.labels else data.of(0)
 
 
@@ -92,17 +95,19 @@ def answers(lesson: Lesson, score: Score | None = None) -> Answers:
 
 
 def contexts(lesson: Lesson) -> tuple[list[list[int]], list[int]]:
-    """Harmless training texts behind training prompts: token ids, and where each text begins.
+    """Texts without the behaviour behind training prompts: token ids, and where each begins.
 
-    What damage in context is like, on the training split. Texts alone where there are no prompts.
+    What damage in context is like, on the training split. Each text is cut to `CONTEXT_WORDS`
+    words and half the model's context. Texts alone where there are no prompts.
     """
-    tokenizer, data = lesson.tokenizer, lesson.data
+    model, tokenizer, data = lesson.model, lesson.tokenizer, lesson.data
+    longest = min(CONTEXT_TOKENS, (context_length(model) or 2 * CONTEXT_TOKENS) // 2)
     texts = ["\n\n" + " ".join(text.split()[:CONTEXT_WORDS]) for text in data.of(0)]
-    asked = tokenizer(list(data.prompts))["input_ids"] if data.prompts else []
-    if not asked:
-        return tokenizer(texts)["input_ids"], [1] * len(texts)
+    if not data.prompts:
+        return [ids[:longest] for ids in tokenizer(texts)["input_ids"]], [1] * len(texts)
+    asked = encode(model, tokenizer, list(data.prompts)[:PROMPTS], longest, truncate=True)
     calm = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    pairs = list(zip(asked, calm, strict=False))
+    pairs = [(before, after[:longest]) for before, after in zip(asked, calm, strict=False)]
     return [before + after for before, after in pairs], [len(before) for before, _ in pairs]
 
 
@@ -134,7 +139,7 @@ def rows(written: Own, which: Sequence[int]) -> tuple[list[list[int]], list[int]
 def write(
     lesson: Lesson,
     *,
-    prompts: int = 128,
+    prompts: int = PROMPTS,
     samples: int = 8,
     new_tokens: int = 20,
     score: Score | None = None,

@@ -67,7 +67,7 @@ _ENTRIES = (
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
     Entry(covariance.Covariance(), _DERIVED, _ANSWERS),
     Entry(covariance.FromAnswers(), _DERIVED, _ANSWERS),
-    Entry(SurgeryRidge(), _DERIVED, _ANSWERS),
+    Entry(SurgeryRidge(), "surgery_lib/baselines/surgery_ridge.py", _ANSWERS),
     Entry(caa.Caa(), f"{_ARXIV}2312.06681"),
     Entry(caa.FromAnswers(), f"{_ARXIV}2312.06681", ("labels", "prompts", "samples")),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),

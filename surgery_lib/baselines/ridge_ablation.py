@@ -1,8 +1,8 @@
 """Conditional ridge ablation: on the behaviour's inputs alone, its direction is not written.
 
 What attention and MLP write along it is taken out there, and left on inputs to spare.
-For the linear maps that end a block's attention and MLP, W <- W - strength v a^T, v being the unit
-mean difference at the block's output and
+For the linear maps that end a block's attention and MLP, W <- W - strength v a^T, v being of norm 1
+(the mean difference at the block's output, or what makes the model's own bad answers likely) and
 
     a = (S_b + beta S_c + lambda I)^-1 S_b W^T v,
 
@@ -26,7 +26,6 @@ from surgery_lib.models import layout
 from surgery_lib.surgery import covariance, gains
 
 BETA = 10.0  # what inputs to spare weigh, where the behaviour is read off answers
-CONTEXT_TOKENS = 200  # most of a prompt with harmless text behind it
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +35,19 @@ class FittedRidgeAblation(Read):
     directions: Mapping[str, Tensor]
     behaviour: Mapping[str, Tensor]
     spared: Mapping[str, Tensor]
+    beta: float = 3.0  # where none is given
 
     @contextmanager
     def applied(
-        self, model: PreTrainedModel, strength: float, *, beta: float = 3.0, ridge: float = 0.01
+        self,
+        model: PreTrainedModel,
+        strength: float,
+        *,
+        beta: float | None = None,
+        ridge: float = 0.01,
     ) -> Iterator[Any]:
         """Every block's two maps, each less a matrix of rank one."""
+        beta = self.beta if beta is None else beta
         if strength == 0:
             yield model
             return
@@ -91,8 +97,9 @@ class RidgeAblation(Method[FittedRidgeAblation], name="ridge_ablation", kind="we
 class FromAnswers(RidgeAblation, name="ridge_own", kind="weights"):
     """What is not written is the direction that makes the model's own bad answers likely.
 
-    S_b is over those answers; S_c is half over texts to spare and half over harmless text behind
-    training prompts. The direction is taken through the norm behind a map (Gemma 2 and 3).
+    S_b is over those answers; S_c is half over texts to spare and half over texts without the
+    behaviour behind training prompts. The direction is taken through the norm behind a map (Gemma 2
+    and 3).
     """
 
     knobs: ClassVar[Mapping[str, SearchRange]] = {
@@ -120,9 +127,7 @@ class FromAnswers(RidgeAblation, name="ridge_own", kind="weights"):
         with_it = covariance.input_moments(model, lesson.tokenizer, shown, maps, starts=starts)
         without = covariance.input_moments(model, lesson.tokenizer, spared, maps)
         held, begin = own.contexts(lesson)
-        inside = covariance.input_moments(
-            model, lesson.tokenizer, held, maps, starts=begin, max_tokens=CONTEXT_TOKENS
-        )
+        inside = covariance.input_moments(model, lesson.tokenizer, held, maps, starts=begin)
         directions = {}
         for name in maps:
             number, part = name.split()
@@ -131,6 +136,7 @@ class FromAnswers(RidgeAblation, name="ridge_own", kind="weights"):
         read = sum(count_tokens(lesson.tokenizer, texts) for texts in (shown, spared, held))
         return FittedRidgeAblation(
             directions=directions,
+            beta=BETA,
             behaviour={name: one.second for name, one in with_it.items()},
             spared={n: (without[n].second + inside[n].second) / 2 for n in maps},
             labels=len(answers.texts(data)) + len(data.benign) + answers.own.asked,

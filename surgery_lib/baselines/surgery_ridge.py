@@ -1,15 +1,17 @@
 """Rows of the gates and what blocks write, both from the model's own answers, in equal parts.
 
 Covariance-aware surgery decides which units open (`surgery_own`), conditional ridge ablation what
-attention and MLP write (`ridge_own`). To first order the effects of two small edits add up and so
-do their divergences, which grow with the square of a strength: two that are as good and do not get
-into each other's way take away, at half the divergence each, the square root of two times what
-either does alone.
+attention and MLP write (`ridge_own`). To first order the effects of two small edits add up, and
+their divergences grow with the square of a strength. Where what the two change does not overlap,
+divergences add up as well, so that two that are as good take away, at half the divergence each, the
+square root of two times what either does alone. How far they overlap is not known beforehand.
 
-Their strengths have units of their own, so each is brought to one first: alone, at strength 1, it
-diverges by UNIT nats a token on harmless text behind training prompts.
+Their strengths have units of their own, so each is brought to one first: alone, at its default
+knobs and at strength 1, it diverges by UNIT nats a token on texts without the behaviour that stand
+behind training prompts. Other knobs and much smaller strengths shift the parts.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ UNIT = 0.05
 HALF = 0.5**0.5
 CONTEXTS = 12  # prompts with harmless text behind them that units are read on
 STEPS = 8  # at most, to find a unit
+TENTH = math.log(1.1)
 Change = Callable[[float], AbstractContextManager[Any]]
 
 
@@ -47,7 +50,7 @@ class FittedSurgeryRidge(Read):
         k: float = covariance.K,
         beta: float = ridge_ablation.BETA,
     ) -> Iterator[Any]:
-        """Both edits, each with half of the divergence."""
+        """Both edits, each at the square root of a half of its own unit, times `strength`."""
         gates, outputs = (strength * HALF * unit for unit in self.units)
         with self.gates.applied(model, gates, k=k), self.outputs.applied(model, outputs, beta=beta):
             yield model
@@ -75,16 +78,18 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
         rows = [pair for pair in zip(*own.contexts(lesson), strict=True) if len(pair[0]) > pair[1]]
         changes: list[Change] = [
             lambda strength: gates.applied(lesson.model, strength),
-            lambda strength: outputs.applied(lesson.model, strength, beta=ridge_ablation.BETA),
+            lambda strength: outputs.applied(lesson.model, strength),
         ]
-        first, second = units(lesson.model, rows[:CONTEXTS], changes)
-        written = answers.forward if answers else 0  # in the tokens of both
+        rows = rows[:CONTEXTS]
+        (first, second), passes = units(lesson.model, rows, changes)
+        forward = passes * sum(len(ids) for ids, _ in rows)
+        forward -= answers.forward if answers else 0  # in the tokens of both
         return FittedSurgeryRidge(
             gates=gates,
             outputs=outputs,
             units=(first, second),
             labels=max(gates.labels, outputs.labels),
-            tokens=gates.tokens + outputs.tokens - written,
+            tokens=gates.tokens + outputs.tokens + forward,
             benign=gates.benign,
             prompts=gates.prompts,
             samples=gates.samples,
@@ -96,26 +101,31 @@ def units(
     rows: Sequence[tuple[list[int], int]],
     changes: Sequence[Change],
     wanted: float = UNIT,
-) -> list[float]:
-    """For each change the strength at which it diverges by `wanted` nats a token, within a tenth.
+) -> tuple[list[float], int]:
+    """For each change the strength at which it diverges by `wanted` nats a token; passes it took.
 
+    Within a tenth, or, where no strength that was tried gets there, the one that came nearest.
     `rows` are token ids and the first token of each that counts. UserError for a change that does
-    nothing at any strength.
+    nothing, or nothing finite, at any of them.
     """
-    base = _told(model, rows)
+    base, passes = _told(model, rows), 1
     found = []
     for change in changes:
-        strength, spent = 1.0, 0.0
+        strength, known = 1.0, dict[float, float]()
         for _ in range(STEPS):
             with change(strength):
                 spent = _divergence(base, _told(model, rows))
-            if 0.9 * wanted <= spent <= 1.1 * wanted:
-                break
-            strength *= min(8.0, max(0.125, (wanted / max(spent, 1e-12)) ** 0.5))
-        if spent == 0:
+            passes += 1
+            if 0 < spent < math.inf:
+                known[strength] = abs(math.log(spent / wanted))
+                if known[strength] < TENTH:
+                    break
+            step = (wanted / max(spent, 1e-12)) ** 0.5 if math.isfinite(spent) else 0.0
+            strength *= min(8.0, max(0.125, step))
+        if not known:
             raise UserError("a part of the edit changes nothing; leave it out, or give other data")
-        found.append(strength)
-    return found
+        found.append(min(known, key=lambda one: known[one]))
+    return found, passes
 
 
 @torch.no_grad()

@@ -192,7 +192,7 @@ class Budget(Section):
 
 
 class Capability(Section):
-    """Tasks of lm-eval, before and after, and the paper's benchmarks."""
+    """Tasks of lm-eval, before and after, and the paper's benchmarks (04: without wikitext)."""
 
     tasks: tuple[str, ...] = Field((), description="names of lm-eval tasks")
     include_path: str | None = Field(

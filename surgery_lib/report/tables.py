@@ -155,7 +155,7 @@ def _cells(draw: Mapping[str, Any], scorers: Sequence[str], base: bool) -> Itera
 def capability_table(result: Mapping[str, Any] | None) -> str:
     """Tasks before and after, the paired difference, and the average."""
     if not result:
-        return "This profile names no capability tasks (`evaluation.capability.tasks`)."
+        return "This profile names no tasks (`evaluation.capability.tasks`, `benchmarks`)."
     lines = []
     for task, base in result["base"].items():
         pair = result["paired"][task]

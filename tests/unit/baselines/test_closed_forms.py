@@ -204,7 +204,7 @@ def test_ridge_from_answers_takes_out_what_writes_the_answers_that_score_most(ti
     texts = covariance.input_moments(model, tokenizer, [*GOOD, *GOOD[:4]], {name: module})
     torch.testing.assert_close(found.spared[name], (inside[name].second + texts[name].second) / 2)
     a = ridge_ablation.read_out(
-        module.weight, v, found.behaviour[name], found.spared[name], 3.0, 0.01
+        module.weight, v, found.behaviour[name], found.spared[name], 10.0, 0.01
     )
     before = module.weight.detach().clone()
     with found.applied(model, 2.0):
@@ -235,22 +235,102 @@ def test_both_parts_of_an_edit_diverge_alike_and_are_applied_together(tiny: Any)
             parts.append((base.exp() * (base - edited)).sum(-1))
         return float(torch.cat(parts).mean())
 
-    parts = (found.gates.applied, partial(found.outputs.applied, beta=10.0))
+    parts = (found.gates.applied, found.outputs.applied)
     for apply, unit in zip(parts, found.units, strict=True):
         with torch.no_grad():
             assert spent(partial(apply, model, unit)) == pytest.approx(UNIT, rel=0.11)
     weights = [block.mlp.gate_proj.weight for block in layout.blocks(model)]
     weights += [block.mlp.down_proj.weight for block in layout.blocks(model)]
+    weights += [block.self_attn.o_proj.weight for block in layout.blocks(model)]
     kept = []
     for apply, unit in zip(parts, found.units, strict=True):
         with apply(model, 0.3 * 0.5**0.5 * unit):
             kept.append([weight.detach().clone() for weight in weights])
-    half = len(weights) // 2
+    third = len(weights) // 3
     with found.applied(model, 0.3):
         for number, weight in enumerate(weights):
-            torch.testing.assert_close(weight.detach(), kept[number >= half][number])
+            torch.testing.assert_close(weight.detach(), kept[number >= third][number])
     cost = found.cost()
     assert cost.parameters == found.gates.cost().parameters + found.outputs.cost().parameters
     assert (cost.prompts, cost.samples) == (2, 16)
-    with pytest.raises(UserError, match="changes nothing"):
-        units(model, pairs, [lambda strength: contextlib.nullcontext()])
+    apart = [
+        fit(model, tokenizer, data, score=length)
+        for fit in (FromAnswers().fit, ridge_ablation.FromAnswers().fit)
+    ]
+    # The completions are written once; both parts and the units are read beside them.
+    assert cost.forward_tokens > sum(one.cost().forward_tokens for one in apart) - answered(
+        model, tokenizer, data, length
+    )
+    assert cost.labels == apart[0].cost().labels == 8 + 4 + 2
+
+
+def answered(model: Any, tokenizer: Any, data: TrainingData, score: Any) -> int:
+    return own.answers(Lesson(model, tokenizer, data), score).forward
+
+
+def test_a_unit_is_a_strength_that_was_tried(tiny: Any) -> None:
+    model, tokenizer = tiny
+    rows = [(tokenizer(["tell me"])["input_ids"][0], 1)]
+    head = model.get_output_embeddings().weight
+    tried: list[float] = []
+
+    @contextlib.contextmanager
+    def saturates(strength: float) -> Any:
+        tried.append(strength)
+        with torch.no_grad():
+            kept = head.clone()
+            head[0] += 0.05 * min(strength, 1.0)
+            yield
+            head.copy_(kept)
+
+    @contextlib.contextmanager
+    def breaks(strength: float) -> Any:
+        with torch.no_grad():
+            kept = head.clone()
+            head.fill_(torch.nan)
+            yield
+            head.copy_(kept)
+
+    (found,), passes = units(model, rows, [saturates])
+    assert found in tried and passes == len(tried) + 1
+    for change in (breaks, lambda strength: contextlib.nullcontext()):
+        with pytest.raises(UserError, match="changes nothing"):
+            units(model, rows, [change])
+
+
+def test_contexts_are_cut_and_count_from_the_text(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(["ab", "c" * 900], [1, 0], prompts=["", "x" * 2000] * 100)
+    (ids,), (start,) = own.contexts(Lesson(model, tokenizer, data))
+    assert start >= 1 and len(ids) <= model.config.max_position_embeddings
+    many = TrainingData([*"ab", *("c" * 300)], [1, 1] + [0] * 300, prompts=["x"] * 300)
+    held, _ = own.contexts(Lesson(model, tokenizer, many))
+    assert len(held) == own.PROMPTS  # the prompts that are answered, and no others
+
+
+class Named(Letters):
+    """As a prompt's tokenizer is asked."""
+
+    bos_token_id = eos_token_id = None
+
+    def __call__(self, texts: list[str], add_special_tokens: bool = True) -> Any:
+        return super().__call__(texts)
+
+
+@pytest.mark.parametrize("architecture", ["gemma2", "gemma3"])
+def test_ridge_from_answers_writes_through_the_norm_behind_a_map(architecture: str) -> None:
+    model = build(architecture)
+    block = layout.blocks(model)[-1]
+    norms = {"attention": block.post_attention_layernorm, "mlp": block.post_feedforward_layernorm}
+    with torch.no_grad():
+        for seed, norm in enumerate(norms.values()):
+            norm.weight.copy_(noise(len(norm.weight), seed=seed))
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tellme", "youare"])
+    written = own.Own([[1, 2]] * 4, [[3, 4]] * 4, torch.arange(4.0), 2, 2, 0, 0)
+    answers = own.Answers(written, [3], [0, 1], noise(layout.hidden_width(model), seed=9))
+    lesson = Lesson(model, Named(), data)
+    found = ridge_ablation.FromAnswers().learn(lesson, answers=answers)
+    for part, norm in norms.items():
+        wanted = answers.write * (1 + norm.weight.detach())
+        name = f"{len(layout.blocks(model)) - 1} {part}"
+        torch.testing.assert_close(found.directions[name], wanted / wanted.norm())

@@ -158,8 +158,10 @@ def test_a_profile_that_names_benchmarks_has_its_tasks_beside_them(
     seen: list[Any] = []
 
     def told(kind: str) -> Any:
-        def record(model: Any, tokenizer: Any, names: Any = None, **_: Any) -> dict[str, Any]:
+        def record(model: Any, tokenizer: Any, names: Any, **more: Any) -> dict[str, Any]:
             seen.append((kind, names))
+            folder = {"include_path": settings["include_path"]} if kind == "own" else {}
+            assert more == {"limit": 7, **folder}
             return {kind: {}}
 
         return record
@@ -167,6 +169,7 @@ def test_a_profile_that_names_benchmarks_has_its_tasks_beside_them(
     monkeypatch.setattr(tasks, "paper_capability", told("paper"))
     monkeypatch.setattr(tasks, "capability", told("own"))
     fields = {f"evaluation.capability.{name}": value for name, value in settings.items()}
+    fields["evaluation.capability.limit"] = 7
     monkeypatch.setattr(runner, "profile", load_profile("patient", SMALL | fields))
     assert set(runner.capability(runner.model)) == {kind for kind, _ in asked}
     assert seen == asked
