@@ -7,7 +7,7 @@ import functools
 import operator
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -127,9 +127,9 @@ def paired(study: str, *names: str, ours: int = 1) -> str:
     return advice.paired_table(outcomes, names, "both", compared["scorer"], ours)
 
 
-def over_seeds(profile: str, *names: str, ours: int = 1) -> str:
-    """The comparison with three seeds; the first `ours` methods are set against the others."""
-    held = {n: result(f"{profile}/toxicity/seed{n}/comparison.json") for n in (0, 1, 2)}
+def over_seeds(profile: str, *names: str, ours: int = 1, which: Sequence[int] = (0, 1, 2)) -> str:
+    """The comparison with some seeds; the first `ours` methods are set against the others."""
+    held = {n: result(f"{profile}/toxicity/seed{n}/comparison.json") for n in which}
     return seeds.table(held, names, ours=ours)
 
 
@@ -191,6 +191,9 @@ TABLES: dict[str, Callable[[], str]] = {
     ),
     "seeds-smollm2": lambda: over_seeds(
         "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
+    ),
+    "seeds-ridge": lambda: over_seeds(
+        "smollm2-135m", "surgery_ridge", "surgery_own", "dpo", "caa", which=(1, 2)
     ),
     "seeds-gemma": lambda: over_seeds(
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
