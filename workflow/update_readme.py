@@ -199,8 +199,9 @@ TABLES: dict[str, Callable[[], str]] = {
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
     "paired-real": lambda: paired(
-        "real-text/toxicity/seed0",
-        *("surgery", "dpo", "ridge_ablation", "caa", "ablation", "surgery_covariance"),
+        *("real-text/toxicity/seed0", "surgery", "surgery_own", "dpo", "ridge_ablation", "caa"),
+        *("ablation", "surgery_covariance"),
+        ours=2,
     ),
     "gemma": lambda: tables.summary(result("gemma3-270m/toxicity/seed0/evaluation.json")),
     "gemma-capability": lambda: tables.capability_table(
@@ -251,7 +252,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "against-paper": against_paper,
     "guide-patient": lambda: kept("patient/toxicity/seed0/tables/guide_both.md"),
     "paired-patient": lambda: paired(
-        PATIENT, "surgery", "dpo", "surgery_covariance", "ridge_ablation", "surgery_paper"
+        *(PATIENT, "surgery", "surgery_own", "dpo", "surgery_covariance", "ridge_ablation"),
+        "surgery_paper",
+        ours=2,
     ),
     "damage-jailbreak": lambda: kept("patient/jailbreak/seed0/tables/compare_damage.md"),
     "guide-real": lambda: kept("real-text/toxicity/seed0/tables/guide_both.md"),

@@ -27,7 +27,7 @@ from surgery_lib.errors import UserError
 
 UNIT = 0.05
 HALF = 0.5**0.5
-CONTEXTS = 12  # prompts with harmless text behind them that units are read on
+CONTEXTS = 12  # prompts with a text behind them that units are read on
 STEPS = 8  # at most, to find a unit
 TENTH = math.log(1.1)
 Change = Callable[[float], AbstractContextManager[Any]]
@@ -88,7 +88,7 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
             gates=gates,
             outputs=outputs,
             units=(first, second),
-            labels=max(gates.labels, outputs.labels),
+            labels=gates.labels,
             tokens=gates.tokens + outputs.tokens + forward,
             benign=gates.benign,
             prompts=gates.prompts,
