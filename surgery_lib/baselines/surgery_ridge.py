@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 from surgery_lib.baselines import covariance, own, ridge_ablation
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.errors import UserError
+from surgery_lib.models.head import kl
 
 UNIT = 0.05
 HALF = 0.5**0.5
@@ -114,7 +115,7 @@ def units(
         strength, known = 1.0, dict[float, float]()
         for _ in range(STEPS):
             with change(strength):
-                spent = _divergence(base, _told(model, rows))
+                spent = float(torch.cat([*map(kl, base, _told(model, rows))]).mean())
             passes += 1
             if 0 < spent < math.inf:
                 known[strength] = abs(math.log(spent / wanted))
@@ -136,8 +137,3 @@ def _told(model: PreTrainedModel, rows: Sequence[tuple[list[int], int]]) -> list
         logits = model(input_ids=torch.tensor([ids], device=model.device)).logits
         found.append(logits[0, start - 1 : -1].float().log_softmax(-1).cpu())
     return found
-
-
-def _divergence(base: Sequence[Tensor], edited: Sequence[Tensor]) -> float:
-    parts = [(one.exp() * (one - other)).sum(-1) for one, other in zip(base, edited, strict=True)]
-    return float(torch.cat(parts).mean().clamp_min(0))

@@ -21,13 +21,13 @@ from surgery_lib.evaluation.divergence import (
     content,
     greedy,
     kept_tails,
-    kl,
     tail_batches,
     tails,
 )
 from surgery_lib.evaluation.perplexity import Perplexity, perplexity
 from surgery_lib.evaluation.statistics import Estimate, interval, mean
 from surgery_lib.models.generation import encode
+from surgery_lib.models.head import kl
 
 __all__ = ["PARTS", "Damage", "Reference", "first_token_kl", "first_token_logprobs", "perplexity"]
 

@@ -16,14 +16,6 @@ FULL_PRECISION = 2**28
 Row = tuple[list[int], int]
 
 
-def kl(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
-    """KL(base ‖ edited) in nats over the last dimension, the vocabulary."""
-    base = base.float()
-    # A token that the base never gives adds nothing, whatever the edited model says of it.
-    terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - edited))
-    return terms.sum(-1).clamp_min(0.0)
-
-
 def tail_batches(
     model: PreTrainedModel,
     rows: Sequence[Row],

@@ -1,8 +1,9 @@
-"""The output embeddings, given rows that lie together in memory."""
+"""The output embeddings: states that lie together before them, and how far what follows differs."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from transformers import PreTrainedModel
 
 
@@ -24,3 +25,11 @@ def contiguous_head(model: PreTrainedModel) -> Iterator[None]:
         yield
     finally:
         hook.remove()
+
+
+def kl(base: torch.Tensor, edited: torch.Tensor) -> torch.Tensor:
+    """KL(base ‖ edited) in nats over the last dimension, the vocabulary."""
+    base = base.float()
+    # A token that the base never gives adds nothing, whatever the edited model says of it.
+    terms = torch.where(base == -torch.inf, 0.0, base.exp() * (base - edited))
+    return terms.sum(-1).clamp_min(0.0)
