@@ -98,8 +98,11 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         "k": SearchRange(K, low=0.003, high=0.03, log=True),
         "ridge": SearchRange(RIDGE, low=0.03, high=3.0, log=True),
     }
-    # What a profile's `region.rules` calls it; "answers": rows read the model's own.
+    # What a profile's `region.rules` calls it.
     rule: ClassVar[str] = "covariance"
+    # Rows read the model's own answers; what they write against is told within each prompt.
+    reads_answers: ClassVar[bool] = False
+    within: ClassVar[bool] = False
 
     def learn(
         self,
@@ -118,16 +121,16 @@ class Covariance(Method[FittedCovariance], name="surgery_covariance", kind="weig
         shown: Sequence[str] | Sequence[list[int]] = data.of(1)
         read, spared = data.texts, [*data.of(0), *data.benign]
         starts, asked, samples, forward = None, 0, 0, 0
-        if write == "lda" and self.rule == "answers":
+        if write == "lda" and self.reads_answers:
             raise UserError("rows that read answers write against their likelihood; leave write")
         if write == "lda":
             direction = _lda(lesson)
             forward = count_tokens(tokenizer, data.texts, activations.MAX_TOKENS)
         elif data.prompts:
-            answers = answers or own.answers(lesson, score)
+            answers = answers or own.answers(lesson, score, within=self.within)
             direction, forward = answers.write, answers.forward
             asked, samples = answers.own.asked, len(answers.own.tails)
-            if self.rule == "answers":
+            if self.reads_answers:
                 shown, starts = answers.shown
                 read = answers.texts(data)
         else:
@@ -157,10 +160,18 @@ class FromAnswers(Covariance, name="surgery_own", kind="weights"):
     """Covariance-aware surgery on the model's own answers: rows read the behaviour off those."""
 
     rule: ClassVar[str] = "answers"
+    reads_answers: ClassVar[bool] = True
+
+
+class Within(FromAnswers, name="surgery_within", kind="weights"):
+    """As from answers, against what makes one worse than the others to the same prompt."""
+
+    rule: ClassVar[str] = "within"
+    within: ClassVar[bool] = True
 
 
 # The rules of a search that are covariance-aware.
-RULES: Mapping[str, type[Covariance]] = {one.rule: one for one in (Covariance, FromAnswers)}
+RULES: Mapping[str, type[Covariance]] = {one.rule: one for one in (Covariance, FromAnswers, Within)}
 
 
 def _lda(lesson: Lesson) -> Tensor:

@@ -59,8 +59,8 @@ class Own:
 class Answers:
     """Completions told apart: numbers of those that score `most` and of those that score `least`.
 
-    `write` (width,) is the direction of the residual stream that makes the first likelier and the
-    others less so (docs/covariance.md).
+    `write` (width,) is the direction of the residual stream that makes the behaviour likelier: the
+    first against the others, or each against what else its prompt got (docs/covariance.md).
     """
 
     own: Own
@@ -83,15 +83,41 @@ class Answers:
         return data.texts if self.own.labels else data.of(0)
 
 
-def answers(lesson: Lesson, score: Score | None = None) -> Answers:
-    """The model's answers to the training prompts, told apart. UserError without any."""
+def answers(lesson: Lesson, score: Score | None = None, *, within: bool = False) -> Answers:
+    """The model's answers to the training prompts, told apart. UserError without any.
+
+    `within`: what makes the behaviour likelier is told from answers to the same prompt alone.
+    """
     written = write(lesson, score=score)
     most, least = told_apart(written)
-    kept = [*most, *least]
+    weights = advantages(written) if within else None
+    kept = [*most, *least] if weights is None else weights.nonzero()[:, 0].tolist()
     ids, _ = rows(written, kept)
     starts = [max(1, len(written.prompts[i])) for i in kept]
     found = likelihood.gradients(lesson.model, ids, starts)
+    if weights is not None:
+        return Answers(written, most, least, weights[kept] @ found)
     return Answers(written, most, least, found[: len(most)].mean(0) - found[len(most) :].mean(0))
+
+
+def advantages(written: Own) -> Tensor:
+    """What each completion scores beyond the mean of its prompt's: (completions,), float32.
+
+    Empty ones are left out, at 0. The mean of the *other* completions, the baseline of Kool et al.
+    (2019) for the policy gradient, differs by a factor that all completions of a prompt share.
+    Raises UserError where no prompt's completions differ.
+    """
+    there = torch.tensor([bool(ids) for ids in written.tails])
+    scores = written.scores.float().view(-1, written.samples)
+    counts = there.float().view(-1, written.samples)
+    means = (scores * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
+    found = ((scores - means) * counts).flatten()
+    if not found.any():
+        raise UserError(
+            "the model's answers to each prompt score alike, so nothing tells them apart; give "
+            "other training prompts"
+        )
+    return found
 
 
 def contexts(lesson: Lesson) -> tuple[list[list[int]], list[int]]:

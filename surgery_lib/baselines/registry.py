@@ -10,7 +10,7 @@ from typing import Any, Literal
 from numpy.typing import ArrayLike
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import caa, covariance, ridge_ablation, surgery
+from surgery_lib.baselines import caa, covariance, joint, policy, ridge_ablation, surgery
 from surgery_lib.baselines.ablation import Ablation
 from surgery_lib.baselines.aura import Aura
 from surgery_lib.baselines.base import Baseline, Fitted, TrainingData
@@ -32,7 +32,6 @@ from surgery_lib.baselines.safe_activation import SafeActivation
 from surgery_lib.baselines.sasa import Sasa
 from surgery_lib.baselines.spring import SPRING
 from surgery_lib.baselines.steer2edit import Steer2Edit
-from surgery_lib.baselines.surgery_ridge import SurgeryRidge
 from surgery_lib.baselines.task_vector import TASK_VECTOR
 from surgery_lib.baselines.wanda import Wanda
 
@@ -44,6 +43,7 @@ _ARXIV = "https://arxiv.org/abs/"
 _PAPER = f"{_ARXIV}2407.08770"
 _NORMS = "https://huggingface.co/blog/grimjim/norm-preserving-biprojected-abliteration"
 _DERIVED = "docs/covariance.md"
+_JOINT = "surgery_lib/baselines/joint.py"
 _RIDGE = "surgery_lib/baselines/ridge_ablation.py"
 _ANSWERS: tuple[Need, ...] = ("labels", "prompts", "samples", "benign")
 _LABELS: tuple[Need, ...] = ("labels",)
@@ -67,7 +67,10 @@ _ENTRIES = (
     Entry(surgery.RANDOM_DIRECTION, _PAPER),
     Entry(covariance.Covariance(), _DERIVED, _ANSWERS),
     Entry(covariance.FromAnswers(), _DERIVED, _ANSWERS),
-    Entry(SurgeryRidge(), "surgery_lib/baselines/surgery_ridge.py", _ANSWERS),
+    Entry(covariance.Within(), _DERIVED, _ANSWERS),
+    Entry(joint.SurgeryRidge(), _JOINT, _ANSWERS),
+    Entry(joint.SurgeryPolicy(), _JOINT, _ANSWERS),
+    Entry(policy.Policy(), "surgery_lib/baselines/policy.py", _ANSWERS),
     Entry(caa.Caa(), f"{_ARXIV}2312.06681"),
     Entry(caa.FromAnswers(), f"{_ARXIV}2312.06681", ("labels", "prompts", "samples")),
     Entry(Ablation(), f"{_ARXIV}2406.11717"),

@@ -38,6 +38,7 @@ NAMES = {
     "surgery_paper": "surgery, paper's form",
     "surgery_covariance": "surgery, covariance",
     "surgery_own": "surgery, answers",
+    "surgery_within": "surgery, within prompts",
     "surgery_random_direction": "random direction",
     "lora": "LoRA",
     "dpo": "DPO",

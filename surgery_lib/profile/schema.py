@@ -118,7 +118,7 @@ class Behaviour(Section):
     chat: bool = Field(False, description="put prompts through the chat template")
 
 
-Rule = Literal["cosine", "cosine_gain", "effect", "covariance", "answers"]
+Rule = Literal["cosine", "cosine_gain", "effect", "covariance", "answers", "within"]
 Estimator = Literal["softmax", "logistic", "mean_difference", "lda"]
 
 
@@ -158,9 +158,9 @@ class Region(Section):
 
     @model_validator(mode="after")
     def _scored(self) -> "Region":
-        if {"effect", "covariance", "answers"} & set(self.rules) and self.matrix != "gate":
+        if not set(self.rules) <= {"cosine", "cosine_gain"} and self.matrix != "gate":
             raise ValueError(
-                "effect, covariance and answers score gate rows alone; use cosine, or matrix: gate"
+                "effect and covariance-aware rules score gate rows; use cosine, or matrix: gate"
             )
         return self
 

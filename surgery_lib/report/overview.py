@@ -12,7 +12,7 @@ from surgery_lib.report.style import INK, WIDTH, error_bars, percent
 # What selected rows have in common; by the other rules they lie at any cosine with a direction.
 OPPOSED = "Rows opposed to it"
 MOVED = "Rows that the edit moves"
-SELECTED = {"effect": "Rows that act on it", "covariance": MOVED, "answers": MOVED}
+SELECTED = {"effect": "Rows that act on it", "covariance": MOVED, "answers": MOVED, "within": MOVED}
 
 
 def overview(probe: Mapping[str, Any], evaluation: Mapping[str, Any]) -> Figure:

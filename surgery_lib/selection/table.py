@@ -19,8 +19,8 @@ from surgery_lib.surgery.estimators import origin
 from surgery_lib.surgery.probe import Probe
 
 PARTS = ("probe", "rule", "fraction", "strength")  # of a measured point, in `Point`'s order
-# The direction that covariance-aware rules write against stands among the probes under this name.
-LIKELIHOOD = "likelihood"
+# What covariance-aware rules write against stands among the probes under one of these names.
+LIKELIHOOD, ADVANTAGE = "likelihood", "advantage"
 Pair = tuple[str, str]  # of a rule and a probe's name
 
 
@@ -99,9 +99,9 @@ def prepare(
     directions = [one.direction for one in probes.values()]
     training = training_texts(data, profile.region.effect_texts)
     for rule in profile.region.rules:
-        if rule == "answers" and not training.prompts:
+        if rule in RULES and RULES[rule].reads_answers and not training.prompts:
             raise UserError(
-                "the rule answers reads what the model answers to training prompts, and there are "
+                f"the rule {rule} reads what the model answers to training prompts, and there are "
                 "none; give prompts.train, or use the rule covariance"
             )
         if rule in RULES:
@@ -119,7 +119,8 @@ def prepare(
 def written_against(model: PreTrainedModel, fitted: FittedCovariance, behaviour: str) -> Probe:
     """What a covariance-aware rule writes against, as a probe of the last layer."""
     last = activations.n_layers(model) - 1
-    return Probe(fitted.write, fitted.write, 0.0, last, LIKELIHOOD, behaviour)
+    told = ADVANTAGE if RULES[fitted.rule].within else LIKELIHOOD
+    return Probe(fitted.write, fitted.write, 0.0, last, told, behaviour)
 
 
 def training_texts(data: BehaviourData, limit: int) -> TrainingData:

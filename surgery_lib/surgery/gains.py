@@ -66,6 +66,17 @@ def norm_after(block: nn.Module, part: Literal["mlp", "attention"] = "mlp") -> n
     return getattr(block, "post_attention_layernorm", None)
 
 
+def pulled_back(gain: Tensor, states: Tensor, slopes: Tensor) -> Tensor:
+    """Gradients (n, width) by what a norm is given, `states`, from those by what it gives.
+
+    For gain * x / rms(x); where a norm takes the mean away first, that is left out.
+    """
+    gained = slopes * gain.to(slopes.device)
+    along = states / states.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    across = gained - along * (along * gained).sum(-1, keepdim=True)
+    return across / states.square().mean(-1, keepdim=True).sqrt().clamp_min(1e-30)
+
+
 def gain_of(norm: nn.Module | None, width: int) -> Tensor:
     """What a norm multiplies the normalised state by: (width,), float32; ones for no norm."""
     if norm is None:

@@ -53,26 +53,46 @@ def gradients(
         if not 1 <= start < len(ids):
             raise UserError(f"text {number} has no token from {start} on; drop it")
     found = torch.zeros(len(rows), layout.hidden_width(model))
-    for which, tokens, states in _states(model, head, rows, starts, tokens_per_batch):
-        for at in range(0, len(tokens), AT_ONCE):
-            some = slice(at, at + AT_ONCE)
-            expected = head(states[some]).float().softmax(-1).to(head.weight.dtype) @ head.weight
-            surplus = (head.weight[tokens[some]] - expected).float().cpu()
-            found.index_add_(0, which[some], surplus)
+    for which, tokens, states, _ in states_before(model, head, rows, starts, tokens_per_batch):
+        found.index_add_(0, which, surplus(head, states, tokens))
     counts = torch.tensor([len(ids) - start for ids, start in zip(rows, starts, strict=True)])
+    return found / counts[:, None] * gain_of(final_norm(model), found.shape[1])
+
+
+def surplus(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
+    """u_y - sum_v p_v u_v, (n, width) float32, for normed states (n, width) and tokens y (n,)."""
+    weight: Tensor = head.weight  # type: ignore[assignment]
+    parts = []
+    for some, own in zip(states.split(AT_ONCE), tokens.split(AT_ONCE), strict=True):
+        expected = head(some).float().softmax(-1).to(weight.dtype) @ weight
+        parts.append((weight[own] - expected).float().cpu())
+    return torch.cat(parts)
+
+
+def draw(head: nn.Module, states: Tensor, generator: torch.Generator) -> Tensor:
+    """A token (n,) that the model might put after each normed state (n, width)."""
+    told = (head(some).float().softmax(-1).cpu() for some in states.split(AT_ONCE))
+    drawn = [torch.multinomial(one, 1, generator=generator)[:, 0] for one in told]
+    return torch.cat(drawn).to(states.device)
+
+
+def final_norm(model: nn.Module) -> nn.Module | None:
+    """The norm before the output embeddings; None where none is known."""
     base = getattr(model, "base_model", model)
-    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
-    return found / counts[:, None] * gain_of(norm, found.shape[1])
+    return next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
 
 
-def _states(
+def states_before(
     model: nn.Module,
     head: nn.Module,
     rows: Sequence[Sequence[int]],
     starts: Sequence[int],
     tokens_per_batch: int,
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Text number (n,), token (n,) and the normed state before it (n, width), batch by batch."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Text number (n,), token (n,) and the normed state before it (n, width), batch by batch.
+
+    And which positions of the batch (texts, longest - 1) those states stand at.
+    """
     base = getattr(model, "base_model", model)
     device = model.get_input_embeddings().weight.device  # type: ignore[operator]
     for group in batches([len(ids) for ids in rows], tokens_per_batch):
@@ -83,4 +103,5 @@ def _states(
         states = base(input_ids=ids.to(device), use_cache=False).last_hidden_state[:, :-1]
         which = torch.tensor(group)[:, None].expand_as(wanted)[wanted]
         tokens = ids[:, 1:][wanted].to(head.weight.device)  # type: ignore[arg-type]
-        yield which, tokens, states[wanted.to(states.device)]
+        here = wanted.to(states.device)
+        yield which, tokens, states[here], here

@@ -97,6 +97,8 @@ def test_only_the_stated_tensors_change(fitted, name):
         "steer2edit": ("o_proj", "down_proj"),
         **{key: ("gate_proj",) for key in IN_PLACE if key.startswith("surgery")},
         "surgery_ridge": ("gate_proj", "o_proj", "down_proj"),
+        "surgery_policy": ("gate_proj", "o_proj", "down_proj"),
+        "policy": ("o_proj", "down_proj"),
     }.get(name, ())
     before = state(model)
     with methods[name].applied(model, STRONG.get(name, 1.0)):

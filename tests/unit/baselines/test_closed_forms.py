@@ -1,6 +1,7 @@
 """Closed-form methods in their published form: what each formula promises, on tiny models."""
 
 import contextlib
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -12,14 +13,14 @@ from sklearn.metrics import roc_auc_score
 from surgery_lib.baselines import caa, own, ridge_ablation, tools
 from surgery_lib.baselines.aura import Aura, auroc
 from surgery_lib.baselines.base import Lesson, TrainingData, count_tokens
-from surgery_lib.baselines.covariance import Covariance, FromAnswers
+from surgery_lib.baselines.covariance import Covariance, FromAnswers, Within
+from surgery_lib.baselines.joint import UNIT, SurgeryRidge, units
 from surgery_lib.baselines.norm_preserving import NormPreserving, ablated, projected
 from surgery_lib.baselines.profs import Profs, subspace
 from surgery_lib.baselines.ridge_ablation import read_out
-from surgery_lib.baselines.surgery_ridge import UNIT, SurgeryRidge, units
 from surgery_lib.errors import UserError
 from surgery_lib.models import layout
-from surgery_lib.surgery import covariance
+from surgery_lib.surgery import covariance, likelihood
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx", "xxz", "yyzx"]
 GOOD = ["abca", "bbacab", "acabb", "caab", "ab", "cabcabc", "bca", "aacb"]
@@ -158,6 +159,36 @@ def test_answers_are_told_apart_where_there_are_some() -> None:
     assert own.rows(written, [3]) == ([[1, 2]], [1])  # token 0 never counts
     with pytest.raises(UserError, match="not empty"):
         own.told_apart(own.Own([[1]] * 3, [[2]] * 3, scores[:3], 3, 1, 0, 0))
+
+
+def test_an_advantage_is_over_what_else_the_prompt_got() -> None:
+    scores = torch.tensor([3.0, 9.0, 2.0, 5.0, 1.0, 1.0])
+    written = own.Own([[1]] * 6, [[2], [], [2], [2], [2], [2]], scores, 3, 2, 0, 0)
+    # The empty answer counts nowhere, not in the first prompt's mean either.
+    expected = torch.tensor([0.5, 0.0, -0.5, 8 / 3, -4 / 3, -4 / 3])
+    torch.testing.assert_close(own.advantages(written), expected)
+    torch.testing.assert_close(own.advantages(replace(written, scores=scores + 7)), expected)
+    shifted = scores + torch.tensor([100.0] * 3 + [0.0] * 3)  # a prompt that draws the behaviour
+    torch.testing.assert_close(own.advantages(replace(written, scores=shifted)), expected)
+    with pytest.raises(UserError, match="score alike"):
+        own.advantages(replace(written, scores=torch.tensor([4.0] * 3 + [1.0] * 3)))
+
+
+def test_within_prompts_is_the_answers_form_against_another_direction(tiny: Any) -> None:
+    model, tokenizer = tiny
+    data = TrainingData(BAD + GOOD, DATA.labels, prompts=["tell me", "you are"], benign=GOOD[:4])
+    length = lambda texts: [len(t) for t in texts]  # noqa: E731
+    plain = FromAnswers().fit(model, tokenizer, data, score=length)
+    within = Within().fit(model, tokenizer, data, score=length)
+    for one, other in zip(plain.blocks, within.blocks, strict=True):
+        assert torch.equal(one.response, other.response) and torch.equal(one.mean, other.mean)
+    written = own.write(Lesson(model, tokenizer, data), score=length)
+    ids, _ = own.rows(written, range(16))
+    slopes = likelihood.gradients(model, ids, [len(row) for row in written.prompts])
+    by_prompt = written.scores.view(2, 8)
+    beyond = (by_prompt - by_prompt.mean(1, keepdim=True)).flatten()
+    torch.testing.assert_close(within.write, (beyond[:, None] * slopes).sum(0))
+    assert within.cost().forward_tokens == plain.cost().forward_tokens
 
 
 def test_steering_from_answers_is_between_those_that_score_most_and_least(tiny: Any) -> None:

@@ -7,13 +7,13 @@ import torch
 from architectures import TEXTS, Letters, build
 from torch import Tensor
 
-from surgery_lib.baselines.own import LEAST, MOST
+from surgery_lib.baselines.own import LEAST, MOST, Own, advantages
 from surgery_lib.models import layout
 from surgery_lib.surgery import covariance, likelihood, region
 
 BAD = ["zyxz", "zzyzx", "xyzzyx", "yzyzz", "zx", "zyzyzyx"]
 GOOD = [text for text in TEXTS if len(text) > 1]
-STRENGTH, K, RIDGE = 0.7, 0.05, 0.3
+STRENGTH, K, RIDGE, SAMPLES = 0.7, 0.05, 0.3, 2
 
 
 def page(
@@ -23,7 +23,7 @@ def page(
     completions: list[list[int]],
     starts: list[int],
     scores: list[float],
-    answers: bool,
+    form: str,
 ) -> tuple[Tensor, list[Tensor]]:
     """Selected rows over all blocks, and every block's edited gate."""
     layers, caught = model.model.layers, {}
@@ -39,6 +39,10 @@ def page(
     ranking = torch.tensor(scores).argsort(descending=True)
     n = torch.stack(slopes)[ranking]
     w = n[: len(n) // 4].mean(0) - n[-(len(n) // 2) :].mean(0)
+    if form == "within":
+        by_prompt = [scores[at : at + SAMPLES] for at in range(0, len(scores), SAMPLES)]
+        means = [sum(own) / SAMPLES for own in by_prompt for _ in own]
+        w = sum((scores[i] - means[i]) * slopes[i] for i in range(len(scores)))
     w = w / w.norm()
 
     def inputs(texts: list[list[int]], firsts: list[int]) -> list[Tensor]:
@@ -54,7 +58,7 @@ def page(
     best = ranking[: len(ranking) // 4].tolist()
     shown = (
         inputs([completions[i] for i in best], [starts[i] - 1 for i in best])
-        if answers
+        if form != "texts"
         else texts_of(behaviour)
     )
     directions, ranked = [], []
@@ -79,8 +83,8 @@ def page(
     return rows, edited
 
 
-@pytest.mark.parametrize("answers", [False, True])
-def test_the_page_gives_the_same_edit(answers: bool) -> None:
+@pytest.mark.parametrize("form", ["texts", "answers", "within"])
+def test_the_page_gives_the_same_edit(form: str) -> None:
     model = build("llama")
     generator = torch.Generator().manual_seed(3)
     for name, weight in model.named_parameters():
@@ -89,21 +93,25 @@ def test_the_page_gives_the_same_edit(answers: bool) -> None:
     tokenize = Letters()
     bad, good = (tokenize(texts)["input_ids"] for texts in (BAD, GOOD))
     # Some beyond the 100 tokens at which texts are cut: completions are not.
-    completions = [ids * (40 if answers else 3) for ids in [*bad, *good]]
+    completions = [ids * (3 if form == "texts" else 40) for ids in [*bad, *good[:6]]]
     starts = [max(2, len(ids) // 3) for ids in completions]
     scores = torch.rand(len(completions), generator=generator).tolist()
     order = torch.tensor(scores).argsort(descending=True)
     slopes = likelihood.gradients(model, completions, starts)[order]
     most, least = (int(share * len(order)) for share in (MOST, LEAST))
     best = order[:most].tolist()
-    shown = [completions[i] for i in best] if answers else BAD
-    firsts = [starts[i] - 1 for i in best] if answers else None
+    shown = BAD if form == "texts" else [completions[i] for i in best]
+    firsts = None if form == "texts" else [starts[i] - 1 for i in best]
     blocks = covariance.statistics(model, tokenize, shown, GOOD, behaviour_starts=firsts)
     write = slopes[:most].mean(0) - slopes[-least:].mean(0)
+    if form == "within":
+        tails = [ids[start:] for ids, start in zip(completions, starts, strict=True)]
+        told = Own([], tails, torch.tensor(scores), SAMPLES, 0, 0, 0)
+        write = advantages(told)[order] @ slopes
     options = {"k": K, "ridge": RIDGE, "row_norm": region.mean_row_norm(model)}
     plan = covariance.plan(model, blocks, write, strength=STRENGTH, **options)
     with torch.no_grad():
-        rows, edited = page(model, bad, good, completions, starts, scores, answers)
+        rows, edited = page(model, bad, good, completions, starts, scores, form)
     assert len(rows) > 3 and torch.equal(plan.rows, rows)
     with plan.applied(model):
         for block, gate in zip(layout.blocks(model), edited, strict=True):

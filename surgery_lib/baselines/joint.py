@@ -1,10 +1,10 @@
 """Rows of the gates and what blocks write, both from the model's own answers, in equal parts.
 
-Covariance-aware surgery decides which units open (`surgery_own`), conditional ridge ablation what
-attention and MLP write (`ridge_own`). To first order the effects of two small edits add up, and
-their divergences grow with the square of a strength. Where what the two change does not overlap,
-divergences add up as well, so that two that are as good take away, at half the divergence each, the
-square root of two times what either does alone. How far they overlap is not known beforehand.
+Covariance-aware surgery decides which units open, the other part what attention and MLP write. To
+first order the effects of two small edits add up, and their divergences grow with the square of a
+strength. Where what the two change does not overlap, divergences add up as well, so that two that
+are as good take away, at half the divergence each, the square root of two times what either does
+alone. How far they overlap is not known beforehand.
 
 Their strengths have units of their own, so each is brought to one first: alone, at its default
 knobs and at strength 1, it diverges by UNIT nats a token on texts without the behaviour that stand
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from surgery_lib.baselines import covariance, own, ridge_ablation
+from surgery_lib.baselines import covariance, own, policy, ridge_ablation
 from surgery_lib.baselines.base import Cost, Lesson, Method, Read, SearchRange, strength_range
 from surgery_lib.errors import UserError
 from surgery_lib.models.head import kl
@@ -35,11 +35,11 @@ Change = Callable[[float], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class FittedSurgeryRidge(Read):
+class FittedJoint(Read):
     """Both edits, and the strengths that diverge as much: `units` of the gates and the outputs."""
 
     gates: covariance.FittedCovariance
-    outputs: ridge_ablation.FittedRidgeAblation
+    outputs: ridge_ablation.FittedRidgeAblation | policy.FittedPolicy
     units: tuple[float, float]
 
     @contextmanager
@@ -49,11 +49,14 @@ class FittedSurgeryRidge(Read):
         strength: float,
         *,
         k: float = covariance.K,
-        beta: float = ridge_ablation.BETA,
+        **knobs: Any,
     ) -> Iterator[Any]:
-        """Both edits, each at the square root of a half of its own unit, times `strength`."""
+        """Both edits, each at the square root of a half of its own unit, times `strength`.
+
+        `k` is of the gates, other knobs of the other part.
+        """
         gates, outputs = (strength * HALF * unit for unit in self.units)
-        with self.gates.applied(model, gates, k=k), self.outputs.applied(model, outputs, beta=beta):
+        with self.gates.applied(model, gates, k=k), self.outputs.applied(model, outputs, **knobs):
             yield model
 
     def cost(self, *, k: float = covariance.K, **_: Any) -> Cost:
@@ -61,21 +64,23 @@ class FittedSurgeryRidge(Read):
         return self.price(self.gates.cost(k=k).parameters + self.outputs.cost().parameters)
 
 
-class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weights"):
+class Joint(Method[FittedJoint]):
     """Both edits in equal parts."""
 
     # Strength 1: about UNIT nats in context, on training prompts.
     knobs: ClassVar[Mapping[str, SearchRange]] = {
         "strength": strength_range(1.0, high=8.0, low=0.02),
         "k": covariance.Covariance.knobs["k"],
-        "beta": ridge_ablation.FromAnswers.knobs["beta"],
     }
+    gates: ClassVar[type[covariance.Covariance]]
+    outputs: ClassVar[type[ridge_ablation.FromAnswers] | type[policy.Policy]]
 
-    def learn(self, lesson: Lesson, score: own.Score | None = None) -> FittedSurgeryRidge:
+    def learn(self, lesson: Lesson, score: own.Score | None = None) -> FittedJoint:
         """Both from the same answers; from labelled texts without training prompts."""
-        answers = own.answers(lesson, score) if lesson.data.prompts else None
-        gates = covariance.FromAnswers().learn(lesson, answers=answers)
-        outputs = ridge_ablation.FromAnswers().learn(lesson, answers=answers)
+        within = self.gates.within
+        answers = own.answers(lesson, score, within=within) if lesson.data.prompts else None
+        gates = self.gates().learn(lesson, answers=answers)
+        outputs = self.outputs().learn(lesson, answers=answers)
         rows = [pair for pair in zip(*own.contexts(lesson), strict=True) if len(pair[0]) > pair[1]]
         changes: list[Change] = [
             lambda strength: gates.applied(lesson.model, strength),
@@ -85,7 +90,7 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
         (first, second), passes = units(lesson.model, rows, changes)
         forward = passes * sum(len(ids) for ids, _ in rows)
         forward -= answers.forward if answers else 0  # in the tokens of both
-        return FittedSurgeryRidge(
+        return FittedJoint(
             gates=gates,
             outputs=outputs,
             units=(first, second),
@@ -95,6 +100,24 @@ class SurgeryRidge(Method[FittedSurgeryRidge], name="surgery_ridge", kind="weigh
             prompts=gates.prompts,
             samples=gates.samples,
         )
+
+
+class SurgeryRidge(Joint, name="surgery_ridge", kind="weights"):
+    """With conditional ridge ablation."""
+
+    knobs: ClassVar[Mapping[str, SearchRange]] = {
+        **Joint.knobs,
+        "beta": ridge_ablation.FromAnswers.knobs["beta"],
+    }
+    gates = covariance.FromAnswers
+    outputs = ridge_ablation.FromAnswers
+
+
+class SurgeryPolicy(Joint, name="surgery_policy", kind="weights"):
+    """With a step of the policy gradient; both told within each prompt."""
+
+    gates = covariance.Within
+    outputs = policy.Policy
 
 
 def units(
