@@ -332,11 +332,12 @@ def test_the_verdict_says_when_a_change_may_be_chance(p: float, said: bool) -> N
     assert ("no clear change" in text) is said
 
 
-def test_both_covariance_aware_rules_stand_in_one_table(tiny: Any) -> None:
+def test_covariance_aware_rules_stand_in_one_table(tiny: Any) -> None:
     model, tokenizer = tiny
     given = data()
     asked = {**given.prompts, "train": [Prompt("t0", "tell me", "challenging")]}
-    settings = {**SEARCH, "region": {"rules": ["covariance", "answers"], "fractions": [0.1]}}
+    rules = ["covariance", "answers", "within"]
+    settings = {**SEARCH, "region": {"rules": rules, "fractions": [0.1]}}
     table = prepare(
         model,
         tokenizer,
@@ -345,13 +346,17 @@ def test_both_covariance_aware_rules_stand_in_one_table(tiny: Any) -> None:
         Profile.model_validate(settings),
         score=lambda texts: [len(text) for text in texts],
     )
-    assert set(table.fitted) == set(table.reads) == {"covariance", "answers"}
-    ((_, name), (_, same)) = table.scores  # both write against one direction
-    assert name == same
-    edits = {rule: table.surgery(model, Point(name, rule, 0.1, 1.0)) for rule in table.fitted}
+    assert set(table.fitted) == set(table.reads) == set(rules)
+    names = dict(iter(table.scores))  # by rule, what it writes against
+    assert names["covariance"] == names["answers"] != names["within"]
+    edits = {rule: table.surgery(model, Point(names[rule], rule, 0.1, 1.0)) for rule in rules}
     for rule, edit in edits.items():
         assert edit.about["rule"] == rule
         torch.testing.assert_close(edit.direction, table.reads[rule])
     assert not torch.allclose(edits["covariance"].direction, edits["answers"].direction)
-    with pytest.raises(UserError, match=r"prompts\.train"):
-        prepare(*tiny, {"lda@2": make_probe(model, 2)}, given, Profile.model_validate(settings))
+    assert torch.equal(table.fitted["answers"].write, table.fitted["covariance"].write)
+    assert not torch.equal(table.fitted["answers"].write, table.fitted["within"].write)
+    for rule in rules[1:]:
+        alone = {**SEARCH, "region": {"rules": [rule], "fractions": [0.1]}}
+        with pytest.raises(UserError, match=rf"the rule {rule} .*prompts\.train"):
+            prepare(*tiny, {"lda@2": make_probe(model, 2)}, given, Profile.model_validate(alone))
