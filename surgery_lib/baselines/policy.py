@@ -189,10 +189,8 @@ def _read(
     try:
         for batch in likelihood.states_before(model, head, rows, starts, TOKENS_PER_BATCH):
             which, tokens, states, wanted = batch
-            if generator is not None:
-                tokens = likelihood.draw(head, states, generator)
             here = {name: one[:, :-1][wanted].float() for name, one in seen.items()}
-            slope = likelihood.surplus(head, states, tokens).to(states.device)
+            slope = likelihood.surplus(head, states, tokens, generator).to(states.device)
             slope = gains.pulled_back(gain, here["final"], slope)
             found = {}
             for name, norm in norms.items():

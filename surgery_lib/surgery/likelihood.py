@@ -59,21 +59,22 @@ def gradients(
     return found / counts[:, None] * gain_of(final_norm(model), found.shape[1])
 
 
-def surplus(head: nn.Module, states: Tensor, tokens: Tensor) -> Tensor:
-    """u_y - sum_v p_v u_v, (n, width) float32, for normed states (n, width) and tokens y (n,)."""
+def surplus(
+    head: nn.Module, states: Tensor, tokens: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """u_y - sum_v p_v u_v, (n, width) float32, for normed states (n, width) and tokens y (n,).
+
+    With a `generator`, of tokens that the model draws after these states instead.
+    """
     weight: Tensor = head.weight  # type: ignore[assignment]
     parts = []
     for some, own in zip(states.split(AT_ONCE), tokens.split(AT_ONCE), strict=True):
-        expected = head(some).float().softmax(-1).to(weight.dtype) @ weight
-        parts.append((weight[own] - expected).float().cpu())
+        told = head(some).float().softmax(-1)
+        if generator is not None:
+            drawn = torch.multinomial(told.cpu(), 1, generator=generator)[:, 0]
+            own = drawn.to(own.device)
+        parts.append((weight[own] - told.to(weight.dtype) @ weight).float().cpu())
     return torch.cat(parts)
-
-
-def draw(head: nn.Module, states: Tensor, generator: torch.Generator) -> Tensor:
-    """A token (n,) that the model might put after each normed state (n, width)."""
-    told = (head(some).float().softmax(-1).cpu() for some in states.split(AT_ONCE))
-    drawn = [torch.multinomial(one, 1, generator=generator)[:, 0] for one in told]
-    return torch.cat(drawn).to(states.device)
 
 
 def final_norm(model: nn.Module) -> nn.Module | None:
