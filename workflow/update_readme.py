@@ -192,8 +192,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-smollm2": lambda: over_seeds(
         "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
-    "seeds-ridge": lambda: over_seeds(
-        "smollm2-135m", "surgery_ridge", "surgery_own", "dpo", "caa", which=(1, 2)
+    "seeds-joint": lambda: over_seeds(
+        *("smollm2-135m", "surgery_policy", "surgery_ridge", "surgery_own", "dpo", "caa"),
+        ours=2,
+        which=(1, 2),
     ),
     "seeds-gemma": lambda: over_seeds(
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
