@@ -197,6 +197,8 @@ TABLES: dict[str, Callable[[], str]] = {
         ours=2,
         which=(1, 2),
     ),
+    "seeds-policy-smollm2": lambda: over_seeds("smollm2-135m-policy", "surgery_policy", which=(0,)),
+    "seeds-policy-gemma": lambda: over_seeds("gemma3-270m-policy", "surgery_policy", which=(0, 1)),
     "seeds-gemma": lambda: over_seeds(
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
