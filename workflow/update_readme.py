@@ -203,8 +203,8 @@ TABLES: dict[str, Callable[[], str]] = {
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
     "paired-real": lambda: paired(
-        *("real-text/toxicity/seed0", "surgery", "surgery_own", "dpo", "ridge_ablation", "caa"),
-        *("ablation", "surgery_covariance"),
+        *("real-text/toxicity/seed0", "surgery", "surgery_policy", "surgery_own", "dpo"),
+        *("ridge_ablation", "caa", "ablation", "surgery_covariance"),
         ours=2,
     ),
     "gemma": lambda: tables.summary(result("gemma3-270m/toxicity/seed0/evaluation.json")),

@@ -10,6 +10,7 @@ import papermill
 import pytest
 import yaml
 
+from surgery_lib import scorers
 from surgery_lib.checkpoint import card
 from surgery_lib.data import load as behaviours
 from surgery_lib.errors import UserError
@@ -20,12 +21,11 @@ from surgery_lib.surgery import Surgery
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def section() -> tuple[str, str]:
-    """The command and the Python between the page's markers."""
+def section(name: str = "own") -> list[str]:
+    """Commands and Python between a pair of the page's markers."""
     text = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
-    block = text.split("<!-- begin own -->")[1].split("<!-- end own -->")[0]
-    command, code = re.findall(r"```(?:sh|python)\n(.*?)```", block, flags=re.DOTALL)
-    return command, code
+    block = text.split(f"<!-- begin {name} -->")[1].split(f"<!-- end {name} -->")[0]
+    return re.findall(r"```(?:sh|python)\n(.*?)```", block, flags=re.DOTALL)
 
 
 def texts(count: int) -> list[tuple[str, int]]:
@@ -107,7 +107,7 @@ def test_the_readme_command_leaves_a_finished_folder(
     assert words[:2] == ["papermill", "notebooks/quickstart.ipynb"]
     given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
     assert given == {"profile": "own", "behaviour": "own", "results": "my-results"}
-    parameters = given | {"profile": str(path), "results": str(tmp_path / "results")}
+    parameters: dict[str, Any] = given | {"profile": str(path), "results": str(tmp_path / "results")}
     parameters |= {"overrides": {"region.fractions": [0.05], "surgery.strengths": [0.5]}}
     papermill.execute_notebook(
         ROOT / words[1], tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
@@ -129,3 +129,17 @@ def test_the_readme_python_runs(
     total = layout.total_rows(load_model(str(tiny_folder))[0], "gate")
     assert len(Surgery.load(tmp_path / "my-surgery").rows) == round(0.02 * total)
     assert 'score="effect"' in code  # as recommended: 2 % of the rows, by effect
+
+
+def test_the_page_leaves_a_checkpoint_edited_by_another_method(
+    tmp_path: Path, tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, tiny_folder, texts(120))
+    monkeypatch.chdir(tmp_path)
+    # What a model of random weights answers has none of the texts' words.
+    monkeypatch.setattr(scorers, "build", lambda _: lambda answers: [len(one) for one in answers])
+    code = section()[1] + section("any")[0]
+    exec(code.replace('load_profile("own")', f"load_profile({str(path)!r})"), {})
+    before, after = (load_model(str(one))[0].state_dict() for one in (tiny_folder, "edited-model"))
+    changed = {name.split(".")[-2] for name in before if not before[name].equal(after[name])}
+    assert changed == {"gate_proj", "o_proj", "down_proj"}

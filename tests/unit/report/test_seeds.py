@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import pytest
 
 from surgery_lib.errors import UserError
@@ -75,3 +76,14 @@ def test_two_forms_of_ours_are_set_against_all_after_them() -> None:
         "own less dpo, points",
     ]
     assert found["own less dpo, points"].startswith("60.0 [")
+
+
+def test_a_panel_a_study_shows_means_over_seeds_and_each_seed() -> None:
+    first = comparison([1] * 60 + [0] * 40, surgery=[1] * 20 + [0] * 80, dpo=[1] * 30 + [0] * 70)
+    second = comparison([1] * 60 + [0] * 40, surgery=[1] * 40 + [0] * 60)
+    studies = {"one": {0: first}, "two": {0: first, 1: second}}
+    figure = seeds.panels(studies, ["surgery", "dpo"], "title")
+    one, two = figure.axes
+    assert [len(axes.containers) for axes in (one, two)] == [2, 1]  # dpo lacks a seed in the second
+    assert np.asarray(two.lines[1].get_ydata())[0] == pytest.approx(30)
+    assert sorted(np.asarray(two.collections[-1].get_offsets())[:, 1]) == pytest.approx([20, 40])
