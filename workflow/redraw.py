@@ -30,6 +30,7 @@ from surgery_lib.report import (
     patient,
     protocol_figures,
     retrieval,
+    seeds,
 )
 from surgery_lib.report.region_figures import leverage, thresholds
 from surgery_lib.selection.outcome import ModelReading, Outcome
@@ -37,6 +38,13 @@ from surgery_lib.study.study import unwrap
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
 Result = Mapping[str, Any]
+# By published model, where a seed's methods were all run on one machine, so that they are paired.
+SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M"
+PUBLISHED = {
+    SMOLLM2: {0: "smollm2-135m-policy", 1: "smollm2-135m", 2: "smollm2-135m"},
+    GEMMA: {0: "gemma3-270m-policy", 1: "gemma3-270m-policy"},
+}
+COMPARED = ("surgery_policy", "surgery_own", "dpo", "caa")
 PROTOCOLS = {"toxigen": "toxic", "jailbreak": "refused"}
 
 
@@ -163,6 +171,24 @@ def drawn(folder: Path) -> Drawn:
         )
 
 
+def published(results: Path) -> dict[str, dict[int, Result]]:
+    """By published model and seed, the result of notebook 05 on one machine."""
+    return {
+        name: {
+            seed: unwrap(files.read_json(path), path)
+            for seed, folder in seeds_of.items()
+            for path in [results / folder / "toxicity" / f"seed{seed}" / "comparison.json"]
+        }
+        for name, seeds_of in PUBLISHED.items()
+    }
+
+
+def of_published(results: Path) -> Figure:
+    """What methods leave on both published models, over seeds."""
+    title = "Two edits by inference leave about what DPO does"
+    return seeds.panels(published(results), COMPARED, title)
+
+
 def main(results: Path) -> None:
     """Draw every figure that is there already: what a study never drew it does not get here."""
     report.style()
@@ -172,6 +198,8 @@ def main(results: Path) -> None:
                 report.save(draw(), folder / "figures", name)
                 plt.close("all")
                 print((folder / "figures" / name).relative_to(results))
+    if (results / "published").is_dir():
+        report.save(of_published(results), results / "published", "seeds")
     for path in sorted(results.rglob("grid.json")):
         report.save(grid.figure(files.read_json(path)["result"]), path.parent, "grid")
 

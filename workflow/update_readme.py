@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import redraw
 import yaml
 from reference import profile_fields, public_api
 
@@ -133,6 +134,13 @@ def over_seeds(profile: str, *names: str, ours: int = 1, which: Sequence[int] = 
     return seeds.table(held, names, ours=ours)
 
 
+def on_one_machine(name: str, ours: int = 1) -> str:
+    """The same of a published model, with the methods that were run on one machine each seed."""
+    held = redraw.published(ROOT / "results")[name]
+    run = set.intersection(*({one["name"] for one in seed["outcomes"]} for seed in held.values()))
+    return seeds.table(held, [one for one in redraw.COMPARED if one in run], ours=ours)
+
+
 def diagnosed(study: str) -> dict[str, Any]:
     """Results of the five diagnostics on one study, as far as they were run."""
     names = ("fingerprint", "drift", "attack", "code", "retrieval")
@@ -177,7 +185,9 @@ TABLES: dict[str, Callable[[], str]] = {
         "smollm2-135m/jailbreak/seed0/tables/compare_both.md"
     ),
     "paired-smollm2-jailbreak": lambda: paired(
-        "smollm2-135m/jailbreak/seed0", "surgery_covariance", "caa", "ablation", "ridge_ablation"
+        *("smollm2-135m/jailbreak/seed0", "surgery_policy", "surgery_covariance", "dpo", "caa"),
+        *("ablation", "ridge_ablation"),
+        ours=2,
     ),
     "damage-smollm2-jailbreak": lambda: kept(
         "smollm2-135m/jailbreak/seed0/tables/compare_damage.md"
@@ -192,13 +202,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-smollm2": lambda: over_seeds(
         "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
-    "seeds-joint": lambda: over_seeds(
-        *("smollm2-135m", "surgery_policy", "surgery_ridge", "surgery_own", "dpo", "caa"),
-        ours=2,
-        which=(1, 2),
+    "seeds-policy-smollm2": lambda: on_one_machine(redraw.SMOLLM2, ours=2),
+    "seeds-policy-gemma": lambda: on_one_machine(redraw.GEMMA),
+    "seeds-ridge": lambda: over_seeds(
+        "smollm2-135m", "surgery_ridge", "surgery_own", "dpo", which=(1, 2)
     ),
-    "seeds-policy-smollm2": lambda: over_seeds("smollm2-135m-policy", "surgery_policy", which=(0,)),
-    "seeds-policy-gemma": lambda: over_seeds("gemma3-270m-policy", "surgery_policy", which=(0, 1)),
     "seeds-gemma": lambda: over_seeds(
         "gemma3-270m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
