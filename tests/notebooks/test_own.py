@@ -107,7 +107,8 @@ def test_the_readme_command_leaves_a_finished_folder(
     assert words[:2] == ["papermill", "notebooks/quickstart.ipynb"]
     given = {words[i + 1]: words[i + 2] for i, word in enumerate(words) if word == "-p"}
     assert given == {"profile": "own", "behaviour": "own", "results": "my-results"}
-    parameters: dict[str, Any] = given | {"profile": str(path), "results": str(tmp_path / "results")}
+    parameters: dict[str, Any] = {**given, "profile": str(path)}
+    parameters |= {"results": str(tmp_path / "results")}
     parameters |= {"overrides": {"region.fractions": [0.05], "surgery.strengths": [0.5]}}
     papermill.execute_notebook(
         ROOT / words[1], tmp_path / "out.ipynb", parameters=parameters, progress_bar=False
