@@ -39,6 +39,7 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "gemma2": hf.Gemma2Config(**_sizes, head_dim=8),
     "gemma3": hf.Gemma3TextConfig(**_sizes, head_dim=8),
     "phi3": hf.Phi3Config(**_sizes),
+    "glm4": hf.Glm4Config(**_sizes, head_dim=8, partial_rotary_factor=0.5),
     "mixtral": hf.MixtralConfig(**_sizes, num_local_experts=EXPERTS),
     "qwen3_moe": hf.Qwen3MoeConfig(
         **_sizes,

@@ -6,17 +6,21 @@ inputs a_t where the answers' tokens y_t are written from and an advantage A of 
 
     G = sum_t A_t d_t a_t',   d_t = J_t' (u_y - sum_v q_v u_v),
 
-is the gradient of the expected score (Williams 1992), but for what later blocks make of it; J_t is
-the derivative of the norms on the way: the final one, and the one behind the map (Gemma 2 and 3).
-In the last block's MLP it is exact. The step is along the natural gradient (Amari 1998) with the
+is the gradient of the mean log-likelihood of a token, each answer weighing its advantage (A_t is
+that over the answer's tokens; Williams 1992), but for what later blocks make of it. J_t is the
+derivative of the norms on the way: the final one, and the one behind the map (Gemma 2 and 3). In
+the last block's MLP it is exact for RMS norms; means that norms take away, caps and scales of
+logits are left out. The step is along the natural gradient (Amari 1998) with the
 curvature of the divergence on what is to be spared in Kronecker factors (Martens & Grosse 2015),
 
     W <- W - strength (F + mu I)^-1 G (S + lambda I)^-1,   F = E_c[d d'], S = E_c[a a'],
 
-tokens y for F drawn from the model; mu and lambda in units of the mean diagonals. Blocks of the
-first half are left alone: behind them too much is left out.
+tokens y for F drawn from the model; mu and lambda in units of the mean diagonals. Texts to spare
+count from position 0 on, whose inputs can be far larger than others' (in two of SmolLM2's last maps
+most of S): frozen so. Blocks of the first half are left alone: behind them too much is left out.
 """
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -85,6 +89,7 @@ class Policy(Method[FittedPolicy], name="policy", kind="weights"):
         `answers` are those that another fit has had written. UserError for mixtures of experts.
         """
         model, data = lesson.model, lesson.data
+        maps = _maps(model)  # before any answer is written
         asked, samples, forward = 0, 0, 0
         if data.prompts:
             answers = answers or own.answers(lesson, score, within=True)
@@ -99,7 +104,6 @@ class Policy(Method[FittedPolicy], name="policy", kind="weights"):
             read, weights = data.texts, marks / marks.mean() - (1 - marks) / (1 - marks).mean()
         spared, _ = _texts(lesson, [*data.of(0), *data.benign])
         inside = _counted(*own.contexts(lesson))
-        maps = _maps(model)
         behaviour = gradient(model, maps, *shown, weights)
         moments = [factors(model, maps, *rows, seed=lesson.seed) for rows in (spared, inside)]
         steps = {}
@@ -110,9 +114,11 @@ class Policy(Method[FittedPolicy], name="policy", kind="weights"):
             )
             half = torch.linalg.solve(outputs, found.double())
             steps[name] = torch.linalg.solve(inputs, half.t()).t().float()
-        sizes = [tools.writes(maps[name]).float().norm() for name in steps]
-        size = torch.stack([step.norm() for step in steps.values()]).norm()
-        scale = STEP * float(torch.stack(sizes).norm()) / float(size)
+        size = math.hypot(*(float(step.norm()) for step in steps.values()))
+        if not 0 < size < math.inf:
+            raise UserError("the step is nothing, or not finite; give other texts or prompts")
+        sizes = (float(tools.writes(maps[name]).float().norm()) for name in steps)
+        scale = STEP * math.hypot(*sizes) / size
         return FittedPolicy(
             steps={name: scale * step for name, step in steps.items()},
             labels=len(read) + len(data.benign) + asked,
@@ -189,7 +195,7 @@ def _read(
     try:
         for batch in likelihood.states_before(model, head, rows, starts, TOKENS_PER_BATCH):
             which, tokens, states, wanted = batch
-            here = {name: one[:, :-1][wanted].float() for name, one in seen.items()}
+            here = {n: one[:, :-1][wanted.to(one.device)].float() for n, one in seen.items()}
             slope = likelihood.surplus(head, states, tokens, generator).to(states.device)
             slope = gains.pulled_back(gain, here["final"], slope)
             found = {}
@@ -198,7 +204,7 @@ def _read(
                 if norm is not None:
                     after = gains.gain_of(norm, width)
                     own_slope = gains.pulled_back(after, here[f"{name} out"], slope)
-                found[name] = here[name], own_slope
+                found[name] = here[name], own_slope.to(here[name].device)
             yield which, found
     finally:
         for hook in hooks:

@@ -172,8 +172,7 @@ def weight_rows(model: nn.Module, matrix: str = "gate", *, editable: bool = True
         if len(found) == before:
             raise UserError(
                 f"{type(model).__name__}: block {index} has no {matrix} matrix that this package "
-                f"knows (looked for {looked_for(matrix)}); add its layout to the table in "
-                "surgery_lib/models/layout.py"
+                f"knows (looked for {looked_for(matrix)}); add it to surgery_lib/models/layout.py"
             )
     return found
 
@@ -187,8 +186,9 @@ def mlp_of(block: nn.Module) -> Mlp:
 
 
 def is_mixture(model: nn.Module) -> bool:
-    """Whether any block's MLP is a mixture of experts."""
-    return any(mlp_of(block).gate.of_experts for block in blocks(model))
+    """Whether any block holds experts that tokens are routed to, beside a shared one or not."""
+    routed = [form.gate for form in MLPS if form.gate.of_experts]
+    return any(any(gate.expert_paths(block)) for block in blocks(model) for gate in routed)
 
 
 def mlp_module(block: nn.Module) -> nn.Module:

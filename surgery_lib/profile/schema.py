@@ -160,7 +160,7 @@ class Region(Section):
     def _scored(self) -> "Region":
         if not set(self.rules) <= {"cosine", "cosine_gain"} and self.matrix != "gate":
             raise ValueError(
-                "covariance-aware rules and effect score gate rows alone: use cosine or gate"
+                "covariance-aware rules and effect score gate rows alone: matrix gate, or cosine"
             )
         return self
 

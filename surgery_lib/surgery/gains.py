@@ -26,6 +26,11 @@ NORMS: dict[str, Sequence[str]] = {
     "v": ATTENTION_NORMS,
 }
 AFTER_ONLY = "post_feedforward_layernorm"
+# Behind the MLP and behind attention: Gemma 2 and 3 and OLMo 2; GLM-4.
+BEHIND = (
+    (AFTER_ONLY, "post_attention_layernorm"),
+    ("post_mlp_layernorm", "post_self_attn_layernorm"),
+)
 
 
 @torch.no_grad()
@@ -61,9 +66,10 @@ def _norm(block: nn.Module, names: Sequence[str]) -> nn.Module | None:
 
 def norm_after(block: nn.Module, part: Literal["mlp", "attention"] = "mlp") -> nn.Module | None:
     """The norm of what the MLP (or attention) writes, where the architecture has one."""
-    if part == "mlp" or not hasattr(block, AFTER_ONLY):
-        return getattr(block, AFTER_ONLY, None)
-    return getattr(block, "post_attention_layernorm", None)
+    for mlp, attention in BEHIND:
+        if hasattr(block, mlp):
+            return getattr(block, mlp if part == "mlp" else attention, None)
+    return None
 
 
 def pulled_back(gain: Tensor, states: Tensor, slopes: Tensor) -> Tensor:

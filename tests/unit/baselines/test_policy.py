@@ -52,7 +52,7 @@ def slopes_of(model: Any, rows: Any, starts: Any, share: Any) -> dict[str, torch
     return dict(zip(maps, found, strict=True))
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gemma3"])
+@pytest.mark.parametrize("architecture", ["llama", "gemma", "gemma3", "qwen3", "phi3", "glm4"])
 def test_the_last_blocks_mlp_has_the_gradient_itself(architecture: str) -> None:
     model = gained(architecture)
     rows, starts = [[1, 5, 3, 7, 2], [4, 4, 6], [2, 3, 9, 8]], [2, 1, 3]
@@ -159,6 +159,16 @@ def test_texts_stand_in_for_answers_and_one_kind_is_refused(tiny: Any) -> None:
     assert (found.cost().samples, found.cost().labels) == (0, 16)
     with pytest.raises(UserError, match="score alike"):
         policy.Policy().fit(model, tokenizer, DATA, score=lambda texts: [1.0] * len(texts))
+
+
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("method", [policy.Policy(), SurgeryPolicy()])
+def test_mixtures_are_refused_before_an_answer_is_written(
+    tiny: Any, method: Any, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own, "write", lambda *_, **__: pytest.fail("answers were written"))
+    with pytest.raises(UserError, match="mixture"):
+        method.fit(build(architecture), tiny[1], DATA, score=length)
 
 
 def test_both_parts_are_of_the_same_answers_and_tell_within_prompts(tiny: Any) -> None:
