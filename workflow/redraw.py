@@ -42,7 +42,7 @@ Result = Mapping[str, Any]
 SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M"
 PUBLISHED = {
     SMOLLM2: {0: "smollm2-135m-policy", 1: "smollm2-135m", 2: "smollm2-135m"},
-    GEMMA: {0: "gemma3-270m-policy", 1: "gemma3-270m-policy"},
+    GEMMA: dict.fromkeys((0, 1, 2), "gemma3-270m-policy"),
 }
 COMPARED = ("surgery_policy", "surgery_own", "dpo", "caa")
 PROTOCOLS = {"toxigen": "toxic", "jailbreak": "refused"}
