@@ -90,20 +90,22 @@ def test_the_step_is_the_gradient_between_both_inverses(tiny: Any) -> None:
     assert set(found.steps) == {
         f"{n} {part}" for n in range(half, len(blocks)) for part in ("attention", "mlp")
     }
-    name = f"{len(blocks) - 1} mlp"
-    maps = {name: tools.mlp_output(blocks[-1])}
-    (slope,) = policy.gradient(model, maps, ids, starts, weights).values()
+    maps = policy._maps(model)
+    slopes = policy.gradient(model, maps, ids, starts, weights)
     spared = [one[:100] for one in tokenizer([*GOOD, *GOOD[:4]])["input_ids"]]
-    inside = own.contexts(lesson)
     both = [
-        policy.factors(model, maps, *rows)[name] for rows in ((spared, [1] * len(spared)), inside)
+        policy.factors(model, maps, *rows)
+        for rows in ((spared, [1] * len(spared)), own.contexts(lesson))
     ]
-    outputs, inputs = ((both[0][side] + both[1][side]).double() / 2 for side in (0, 1))
-    for one in (outputs, inputs):
-        one += policy.RIDGE * one.diagonal().mean() * torch.eye(len(one), dtype=torch.float64)
-    step = outputs.inverse() @ slope.double() @ inputs.inverse()
-    cosine = torch.cosine_similarity(step.flatten(), found.steps[name].double().flatten(), dim=0)
-    assert float(cosine) > 0.999
+    scales = []
+    for name, slope in slopes.items():
+        outputs, inputs = ((both[0][name][i] + both[1][name][i]).double() / 2 for i in (0, 1))
+        for one in (outputs, inputs):
+            one += policy.RIDGE * one.diagonal().mean() * torch.eye(len(one), dtype=torch.float64)
+        step, taken = outputs.inverse() @ slope.double() @ inputs.inverse(), found.steps[name]
+        assert float(torch.cosine_similarity(step.flatten(), taken.flatten(), dim=0)) > 0.999
+        scales.append(float(taken.norm() / step.norm()))
+    assert max(scales) == pytest.approx(min(scales), rel=0.01)  # one for all maps
     sizes = [tools.writes(policy._maps(model)[one]).norm() for one in found.steps]
     total = torch.stack([one.norm() for one in found.steps.values()]).norm()
     assert float(total) == pytest.approx(policy.STEP * float(torch.stack(sizes).norm()), rel=1e-4)
