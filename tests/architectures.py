@@ -41,6 +41,13 @@ CONFIGS: dict[str, hf.PreTrainedConfig] = {
     "phi3": hf.Phi3Config(**_sizes),
     "glm4": hf.Glm4Config(**_sizes, head_dim=8, partial_rotary_factor=0.5),
     "mixtral": hf.MixtralConfig(**_sizes, num_local_experts=EXPERTS),
+    "qwen2_moe": hf.Qwen2MoeConfig(  # a shared expert beside those that tokens are routed to
+        **_sizes,
+        num_experts=EXPERTS,
+        num_experts_per_tok=2,
+        moe_intermediate_size=EXPERT_UNITS,
+        shared_expert_intermediate_size=UNITS,
+    ),
     "qwen3_moe": hf.Qwen3MoeConfig(
         **_sizes,
         head_dim=8,
@@ -81,6 +88,7 @@ UNKNOWN: dict[str, hf.PreTrainedConfig] = {
 GATE_ROWS: dict[str, list[int]] = {
     **{name: [UNITS] * 3 for name in CONFIGS},
     "mixtral": [UNITS] * EXPERTS * 3,
+    "qwen2_moe": ([UNITS] + [EXPERT_UNITS] * EXPERTS) * 3,
     "qwen3_moe": [EXPERT_UNITS] * EXPERTS + [UNITS] + [EXPERT_UNITS] * EXPERTS,
     "gpt2": [4 * WIDTH] * 3,
 }

@@ -38,7 +38,8 @@ from surgery_lib.study.study import unwrap
 
 Drawn = Iterator[tuple[str, Callable[[], Figure]]]
 Result = Mapping[str, Any]
-# By published model, where a seed's methods were all run on one machine, so that they are paired.
+# By published model, where a seed's methods stand beside one reading of the unedited model, so that
+# they are paired.
 SMOLLM2, GEMMA = "SmolLM2-135M-Instruct", "Gemma 3 270M"
 PUBLISHED = {
     SMOLLM2: {0: "smollm2-135m-policy", 1: "smollm2-135m", 2: "smollm2-135m"},
@@ -172,7 +173,7 @@ def drawn(folder: Path) -> Drawn:
 
 
 def published(results: Path) -> dict[str, dict[int, Result]]:
-    """By published model and seed, the result of notebook 05 on one machine."""
+    """By published model and seed, the result of notebook 05."""
     return {
         name: {
             seed: unwrap(files.read_json(path), path)
@@ -185,8 +186,7 @@ def published(results: Path) -> dict[str, dict[int, Result]]:
 
 def of_published(results: Path) -> Figure:
     """What methods leave on both published models, over seeds."""
-    title = "Two edits by inference leave about what DPO does"
-    return seeds.panels(published(results), COMPARED, title)
+    return seeds.panels(published(results), COMPARED, rival="dpo")
 
 
 def main(results: Path) -> None:

@@ -134,8 +134,8 @@ def over_seeds(profile: str, *names: str, ours: int = 1, which: Sequence[int] = 
     return seeds.table(held, names, ours=ours)
 
 
-def on_one_machine(name: str, ours: int = 1) -> str:
-    """The same of a published model, with the methods that were run on one machine each seed."""
+def of_published(name: str, ours: int = 1) -> str:
+    """The same of a published model, with the methods that every seed has."""
     held = redraw.published(ROOT / "results")[name]
     run = set.intersection(*({one["name"] for one in seed["outcomes"]} for seed in held.values()))
     return seeds.table(held, [one for one in redraw.COMPARED if one in run], ours=ours)
@@ -202,8 +202,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "seeds-smollm2": lambda: over_seeds(
         "smollm2-135m", "surgery_covariance", "surgery_own", "dpo", "caa", ours=2
     ),
-    "seeds-policy-smollm2": lambda: on_one_machine(redraw.SMOLLM2, ours=2),
-    "seeds-policy-gemma": lambda: on_one_machine(redraw.GEMMA),
+    "seeds-policy-smollm2": lambda: of_published(redraw.SMOLLM2, ours=2),
+    "seeds-policy-gemma": lambda: of_published(redraw.GEMMA),
     "seeds-ridge": lambda: over_seeds(
         "smollm2-135m", "surgery_ridge", "surgery_own", "dpo", which=(1, 2)
     ),

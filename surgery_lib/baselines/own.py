@@ -13,9 +13,10 @@ from torch import Tensor
 
 from surgery_lib.baselines.base import Lesson, TrainingData
 from surgery_lib.errors import UserError
-from surgery_lib.models import activations, layout, tokens
+from surgery_lib.models import activations, tokens
 from surgery_lib.models.generation import context_length, encode
 from surgery_lib.surgery import likelihood, probe
+from surgery_lib.surgery.effects import check_dense
 
 # Of all completions: this share, most by the score, against that share, least by it.
 MOST, LEAST = 0.25, 0.5
@@ -89,11 +90,7 @@ def answers(lesson: Lesson, score: Score | None = None, *, within: bool = False)
     `within`: what makes the behaviour likelier is told from answers to the same prompt alone.
     Mixtures of experts are refused before any is written.
     """
-    if layout.is_mixture(lesson.model):
-        raise UserError(
-            "the model is a mixture of experts, whose rows each see the tokens that the router "
-            "gives them; use a dense model, or a method that hooks whole blocks"
-        )
+    check_dense(lesson.model)
     written = write(lesson, score=score)
     most, least = told_apart(written)
     weights = advantages(written) if within else None
@@ -116,14 +113,11 @@ def advantages(written: Own) -> Tensor:
     if not written.scores.isfinite().all():
         raise UserError("the score of an answer is not finite; give another scorer")
     there = torch.tensor([bool(ids) for ids in written.tails])
-    scores = written.scores.float().view(-1, written.samples)
-    counts = there.float().view(-1, written.samples)
+    # In float64 the mean of equal float32 scores is that score, to the last bit.
+    scores = written.scores.float().double().view(-1, written.samples)
+    counts = there.double().view(-1, written.samples)
     means = (scores * counts).sum(1, keepdim=True) / counts.sum(1, keepdim=True).clamp_min(1)
-    # A mean of equal scores need not be that score to the last bit.
-    span = scores.where(counts > 0, -torch.inf).amax(1) - scores.where(counts > 0, torch.inf).amin(
-        1
-    )
-    found = ((scores - means) * counts * (span > 0)[:, None]).flatten()
+    found = ((scores - means) * counts).flatten().float()
     if not found.any():
         raise UserError(
             "the model's answers to each prompt score alike, so nothing tells them apart; give "

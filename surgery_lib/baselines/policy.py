@@ -8,7 +8,7 @@ inputs a_t where the answers' tokens y_t are written from and an advantage A of 
 
 is the gradient of the mean log-likelihood of a token, each answer weighing its advantage (A_t is
 that over the answer's tokens; Williams 1992), but for what later blocks make of it. J_t is the
-derivative of the norms on the way: the final one, and the one behind the map (Gemma 2 and 3). In
+derivative of the norms on the way: the final one, and one behind the map (`gains.BEHIND`). In
 the last block's MLP it is exact for RMS norms; means that norms take away, caps and scales of
 logits are left out. The step is along the natural gradient (Amari 1998) with the
 curvature of the divergence on what is to be spared in Kronecker factors (Martens & Grosse 2015),
@@ -16,8 +16,8 @@ curvature of the divergence on what is to be spared in Kronecker factors (Marten
     W <- W - strength (F + mu I)^-1 G (S + lambda I)^-1,   F = E_c[d d'], S = E_c[a a'],
 
 tokens y for F drawn from the model; mu and lambda in units of the mean diagonals. Texts to spare
-count from position 0 on, whose inputs can be far larger than others' (in two of SmolLM2's last maps
-most of S): frozen so. Blocks of the first half are left alone: behind them too much is left out.
+count from position 0 on, whose inputs can be far larger than others': frozen so. Blocks of the
+first half are left alone: behind them too much is left out.
 """
 
 import math

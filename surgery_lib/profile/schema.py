@@ -160,7 +160,8 @@ class Region(Section):
     def _scored(self) -> "Region":
         if not set(self.rules) <= {"cosine", "cosine_gain"} and self.matrix != "gate":
             raise ValueError(
-                "covariance-aware rules and effect score gate rows alone: matrix gate, or cosine"
+                "effect and covariance-aware rules score gate rows alone; use a cosine rule, or "
+                "matrix: gate"
             )
         return self
 

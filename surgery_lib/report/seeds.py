@@ -122,15 +122,16 @@ def table(
     return markdown_table([f"% of {found.prompts} prompts, mean (seeds {seeds})", *columns], lines)
 
 
-def panels(studies: Mapping[str, Comparisons], names: Sequence[str], title: str) -> Figure:
+def panels(studies: Mapping[str, Comparisons], names: Sequence[str], rival: str) -> Figure:
     """What methods leave at each budget, a panel a study: means over the seeds, and each seed.
 
-    Intervals are over prompts, as the table's. Methods of this project's are filled.
+    Intervals are over prompts, as the table's; the title sets the first method against `rival`, at
+    5 %, nothing corrected. Methods of this project's are filled.
     """
+    held = [Seeds.read(comparisons, names) for comparisons in studies.values()]
     size = (WIDTH, 4.2)
     figure, grid = plt.subplots(1, len(studies), sharey=True, figsize=size, squeeze=False)
-    for axes, (about, comparisons) in zip(grid[0], studies.items(), strict=True):
-        found = Seeds.read(comparisons, names)
+    for axes, about, found in zip(grid[0], studies, held, strict=True):
         _panel(axes, found, names)
         seeds = ", ".join(map(str, found.outcomes))
         axes.set_title(f"{about}\n{found.prompts} prompts, seeds {seeds}")
@@ -138,7 +139,18 @@ def panels(studies: Mapping[str, Comparisons], names: Sequence[str], title: str)
     from_zero(grid[0][0], "y")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3)
-    figure.suptitle(title, fontweight="bold")
+    limits = [
+        (found, budget)
+        for found in held
+        for budget in found.budgets
+        if found.readings(names[0], budget) and found.readings(rival, budget)
+    ]
+    told = sum(
+        compare(found.left(rival, budget), found.left(names[0], budget)).p < 0.05
+        for found, budget in limits
+    )
+    pair = f"{names[0]} and {rival}".replace("_", " ")
+    figure.suptitle(f"{pair}: told apart at {told} of {len(limits)} limits", fontweight="bold")
     return figure
 
 

@@ -183,7 +183,10 @@ def bias_of(block: nn.Module, place: layout.Place) -> Tensor | None:
 def check_dense(model: nn.Module) -> None:
     """UserError for mixtures of experts: which tokens a row sees is the router's to say."""
     if layout.is_mixture(model):
-        raise UserError("the effect rule knows dense MLPs only; use the cosine rule for experts")
+        raise UserError(
+            "the model is a mixture of experts, and this knows dense MLPs alone; use the cosine "
+            "rule for experts, or a method that hooks whole blocks"
+        )
 
 
 # What the modules of the table call their activation function.

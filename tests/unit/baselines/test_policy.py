@@ -163,7 +163,7 @@ def test_texts_stand_in_for_answers_and_one_kind_is_refused(tiny: Any) -> None:
         policy.Policy().fit(model, tokenizer, DATA, score=lambda texts: [1.0] * len(texts))
 
 
-@pytest.mark.parametrize("architecture", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize("architecture", ["mixtral", "qwen2_moe", "qwen3_moe"])
 @pytest.mark.parametrize("method", [policy.Policy(), SurgeryPolicy()])
 def test_mixtures_are_refused_before_an_answer_is_written(
     tiny: Any, method: Any, architecture: str, monkeypatch: pytest.MonkeyPatch

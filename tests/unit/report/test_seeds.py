@@ -82,7 +82,8 @@ def test_a_panel_a_study_shows_means_over_seeds_and_each_seed() -> None:
     first = comparison([1] * 60 + [0] * 40, surgery=[1] * 20 + [0] * 80, dpo=[1] * 30 + [0] * 70)
     second = comparison([1] * 60 + [0] * 40, surgery=[1] * 40 + [0] * 60)
     studies = {"one": {0: first}, "two": {0: first, 1: second}}
-    figure = seeds.panels(studies, ["surgery", "dpo"], "title")
+    figure = seeds.panels(studies, ["surgery", "dpo"], "dpo")
+    assert figure.get_suptitle() == "surgery and dpo: told apart at 1 of 1 limits"
     one, two = figure.axes
     assert [len(axes.containers) for axes in (one, two)] == [2, 1]  # dpo lacks a seed in the second
     assert np.asarray(two.lines[1].get_ydata())[0] == pytest.approx(30)
