@@ -184,7 +184,7 @@ def check_dense(model: nn.Module) -> None:
     """UserError for mixtures of experts: which tokens a row sees is the router's to say."""
     if layout.is_mixture(model):
         raise UserError(
-            "the model is a mixture of experts, and this knows dense MLPs alone; use the cosine "
+            "the model is a mixture of experts, and this knows dense MLPs only; use the cosine "
             "rule for experts, or a method that hooks whole blocks"
         )
 
